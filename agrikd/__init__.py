@@ -1,0 +1,3 @@
+"""agrikd: large teachers, small students, small plant datasets."""
+
+__version__ = "0.1.0"

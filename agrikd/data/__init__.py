@@ -1,0 +1,1 @@
+"""Photos and their labels: the manifest, splits, views and the loader."""

@@ -1,0 +1,175 @@
+"""The manifest: a CSV that names every photo, its label, its split and what must not be torn apart.
+
+Columns: path (relative to the CSV's folder), target (empty: no label), split (train, val or test),
+group (plant, plot or photo session; optional), season (optional), sha256 (of the file), source (where it came
+from). A row without a label is a first-class row of `train`: a teacher can still speak about it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+from agrikd import files
+from agrikd.errors import InputError, Problem
+
+SPLITS = ("train", "val", "test")
+NOT_A_PLANT = "not_a_plant"
+"""A reserved target: pictures of no plant the model knows. Only val and test may hold them; they judge the
+"not a plant I know" score and are no class of the task."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One photo. `target` is None where nobody has labelled it."""
+
+    path: str
+    target: str | None
+    split: str
+    group: str = ""
+    season: str = ""
+    sha256: str = ""
+    source: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+REQUIRED = ("path", "target", "split")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows in a fixed order (a row's index is its identity in a batch) under the folder their paths start from."""
+
+    rows: tuple[Row, ...]
+    root: Path
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The distinct labels in sorted order, the reserved one left out."""
+        return tuple(sorted({row.target for row in self.rows if row.target and row.target != NOT_A_PLANT}))
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any photo, label, split or group does; not when the folder moves."""
+        return files.digest([asdict(row) for row in self.rows])
+
+    def file(self, index: int) -> Path:
+        return self.root / self.rows[index].path
+
+    def indices(self, split: str, labelled: bool | None = None) -> tuple[int, ...]:
+        """Rows of a split; `labelled` True or False keeps those with or without a label of the task."""
+
+        def wanted(row: Row) -> bool:
+            known = row.target is not None and row.target != NOT_A_PLANT
+            return row.split == split and (labelled is None or known == labelled)
+
+        return tuple(index for index, row in enumerate(self.rows) if wanted(row))
+
+    def others(self, split: str) -> tuple[int, ...]:
+        """Rows of a split that show no plant of the task."""
+        return tuple(i for i, row in enumerate(self.rows) if row.split == split and row.target == NOT_A_PLANT)
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest; every mistake in one `InputError`, with its line."""
+    text = files.read_text(path)
+    reader = csv.DictReader(io.StringIO(text))
+    columns = reader.fieldnames or []
+    missing = [name for name in REQUIRED if name not in columns]
+    unknown = [name for name in columns if name not in COLUMNS]
+    if missing or unknown:
+        said = [f"lacks the column {name!r}" for name in missing]
+        said += [f"has an unknown column {name!r}" for name in unknown]
+        raise InputError(Problem(f"{path}:1", text, f"the columns are {', '.join(COLUMNS)}") for text in said)
+    rows, problems = [], []
+    for values in reader:
+        where = f"{path}:{reader.line_num}"
+        if None in values or None in values.values():
+            problems.append(Problem(where, f"does not have the header's {len(columns)} fields"))
+            continue
+        values = {name: text.strip() for name, text in values.items()}
+        rows.append(Row(**{**values, "target": values["target"] or None}))
+        problems += [Problem(where, wrong, mend) for wrong, mend in _row_mistakes(rows[-1])]
+    if not rows and not problems:
+        problems.append(Problem(str(path), "has no rows", "make one with: agrikd init FOLDER"))
+    manifest = Manifest(tuple(rows), path.parent.resolve())
+    problems += check(manifest, str(path))
+    if problems:
+        raise InputError(problems)
+    return manifest
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write as CSV, whole or not at all. The manifest's paths must be relative to `path`'s folder."""
+    if problems := check(manifest, str(path)):
+        raise InputError(problems)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(row), "target": row.target or ""} for row in manifest.rows)
+    files.write_text(path, out.getvalue())
+
+
+def check(manifest: Manifest, where: str) -> list[Problem]:
+    """What would make results dishonest: one photo or one group in two splits, one photo with two labels."""
+    rows = manifest.rows
+    problems = _repeated(rows, where)
+    for name, key in (("group", lambda row: row.group), ("sha256", lambda row: row.sha256)):
+        for value, splits in _values_by(rows, key, lambda row: row.split).items():
+            if len(splits) > 1:
+                wrong = f"{name} {value!r} stands in {' and '.join(sorted(splits))}"
+                problems.append(Problem(where, wrong, "a plant or photo may be in one split only"))
+    for value, targets in _values_by(rows, lambda row: row.sha256, lambda row: row.target or "").items():
+        if len(targets - {""}) > 1:
+            wrong = (
+                f"the same photo (sha256 {value[:12]}…) is labelled {' and '.join(sorted(targets - {''}))}"
+            )
+            problems.append(Problem(where, wrong, "keep the right label"))
+    return problems
+
+
+def require_files(manifest: Manifest, where: str) -> None:
+    """Raise one `InputError` naming every photo that is not there."""
+    absent = [row.path for i, row in enumerate(manifest.rows) if not manifest.file(i).is_file()]
+    if absent:
+        mend = f"paths start from {manifest.root}"
+        raise InputError(Problem(where, f"the photo {path} is not there", mend) for path in absent)
+
+
+def _row_mistakes(row: Row) -> list[tuple[str, str]]:
+    mistakes = []
+    if not row.path:
+        mistakes.append(("has no path", ""))
+    elif Path(row.path).is_absolute() or ".." in Path(row.path).parts:
+        mistakes.append(
+            (f"the path {row.path!r} leaves the manifest's folder", "paths are relative to the CSV")
+        )
+    if row.split not in SPLITS:
+        mistakes.append((f"the split is {row.split!r}", f"expected one of {', '.join(SPLITS)}"))
+    if row.target is None and row.split in ("val", "test"):
+        mistakes.append((f"a row of {row.split} has no label", "rows without a label belong to train"))
+    if row.target == NOT_A_PLANT and row.split == "train":
+        mistakes.append((f"the target {NOT_A_PLANT!r} stands in train", "use it in val and test only"))
+    return mistakes
+
+
+def _repeated(rows: Iterable[Row], where: str) -> list[Problem]:
+    seen: dict[str, int] = defaultdict(int)
+    for row in rows:
+        seen[row.path] += 1
+    return [Problem(where, f"the path {path} stands {n} times") for path, n in seen.items() if n > 1]
+
+
+def _values_by(
+    rows: Iterable[Row], key: Callable[[Row], str], value: Callable[[Row], str]
+) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if key(row):
+            found[key(row)].add(value(row))
+    return found

@@ -1,0 +1,80 @@
+"""The errors a user may meet, and the exit code of each.
+
+AgriKDError            1   something a user can mend; never a traceback
+├── InputError         2   a file, recipe, manifest or image is wrong: every mistake in one report
+├── MissingExtraError  3   an optional package is not installed
+├── GateError          4   the teacher is not fit to teach
+├── ParityError        5   an exported model does not answer as its source does
+├── TrainingError      6   training cannot go on (a non-finite loss, a checkpoint of another recipe)
+└── StorageError       7   the disk is full, or the place cannot be written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class AgriKDError(Exception):
+    """Something a user can mend. `str()` is what is shown; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it stands (file, row, key), what is wrong, and how to mend it."""
+
+    where: str
+    wrong: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.wrong}" + (f"\n    → {self.mend}" if self.mend else "")
+
+
+class InputError(AgriKDError):
+    """What the user gave is wrong. Carries every mistake found, not only the first."""
+
+    exit_code = 2
+    most_shown = 12
+
+    def __init__(self, problems: Iterable[Problem] | Problem) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        lines = [str(problem) for problem in self.problems[: self.most_shown]]
+        if (more := len(self.problems) - self.most_shown) > 0:
+            lines.append(f"… and {more} more like these")
+        super().__init__("\n".join(lines))
+
+
+class MissingExtraError(AgriKDError):
+    """An optional package is missing; says which extra brings it."""
+
+    exit_code = 3
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed\n    → pip install 'agrikd[{extra}]'")
+
+
+class GateError(AgriKDError):
+    """The teacher was refused; the reasons are in the message."""
+
+    exit_code = 4
+
+
+class ParityError(AgriKDError):
+    """The exported model and its source disagree; nothing was written."""
+
+    exit_code = 5
+
+
+class TrainingError(AgriKDError):
+    """Training cannot go on."""
+
+    exit_code = 6
+
+
+class StorageError(AgriKDError):
+    """The disk is full, or the place cannot be written; nothing half-written was left."""
+
+    exit_code = 7

@@ -1,0 +1,132 @@
+"""Pixels: the one place that decodes, turns by EXIF, converts to RGB and resizes.
+
+Loader, predictor and camera all come through here, so that a model sees in the field what it saw in training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import numpy as np
+
+from agrikd.errors import InputError, MissingExtraError, Problem
+from agrikd.files import storage_errors
+from agrikd.types import Fit, Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 200_000_000
+"""Larger pictures are refused: no field camera makes them, a decompression bomb does."""
+
+
+def opencv() -> ModuleType:
+    """OpenCV, imported late: a `*` module must import with numpy alone."""
+    try:
+        import cv2
+    except ImportError:
+        raise MissingExtraError("OpenCV", "train") from None
+    return cv2
+
+
+def decode(data: bytes, where: str) -> Image:
+    """Decode a picture file's bytes to uint8 [H, W, 3] RGB, turned as EXIF says, 8 bits, alpha dropped.
+
+    Raises `InputError` naming `where` if the bytes are empty, cut short, too large, or no picture.
+    """
+    if not data:
+        raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
+    if _is_cut_short(data):
+        raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
+    cv2 = opencv()
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.dtype != np.uint8:
+        raise InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise InputError(
+            Problem(where, f"has {pixels.shape[1]} × {pixels.shape[0]} pixels", "shrink it first")
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def read(path: Path) -> Image:
+    """`decode` the file at `path`."""
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(Problem(str(path), "there is no such file")) from None
+    except OSError as error:
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
+
+
+def encode_jpeg(image: Image, quality: int = 90) -> bytes:
+    """JPEG bytes of an RGB image; quality 0 to 100."""
+    cv2 = opencv()
+    done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "OpenCV could not encode a uint8 RGB image"
+    return bytes(data)
+
+
+def write_jpeg(path: Path, image: Image, quality: int = 90) -> None:
+    with storage_errors(path):
+        path.write_bytes(encode_jpeg(image, quality))
+
+
+def fit(image: Image, size: tuple[int, int], mode: Fit = "stretch") -> Image:
+    """Bring an image to `size` (height, width).
+
+    "stretch" keeps all of the picture and lets its aspect go, "crop" keeps the aspect and the centre, "pad"
+    keeps both and fills with grey. Shrinking averages over areas, so that a thin lesion does not vanish
+    between samples; enlarging interpolates linearly.
+    """
+    if mode not in get_args(Fit):
+        raise ValueError(f"fit is {mode!r}, expected one of {get_args(Fit)}")
+    height, width = size
+    if mode == "crop":
+        image = _centre_crop(image, height / width)
+    elif mode == "pad":
+        image = _pad(image, height / width)
+    return resize(image, size)
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """Resize to (height, width): by area where the picture shrinks, linearly where it grows."""
+    if image.shape[:2] == tuple(size):
+        return image
+    cv2 = opencv()
+    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: Image = cv2.resize(image, (size[1], size[0]), interpolation=method)
+    return resized
+
+
+def _centre_crop(image: Image, aspect: float) -> Image:
+    height, width = image.shape[:2]
+    keep_h, keep_w = min(height, round(width * aspect)), min(width, round(height / aspect))
+    top, left = (height - keep_h) // 2, (width - keep_w) // 2
+    return image[top : top + max(keep_h, 1), left : left + max(keep_w, 1)]
+
+
+def _pad(image: Image, aspect: float) -> Image:
+    height, width = image.shape[:2]
+    full_h, full_w = max(height, round(width * aspect)), max(width, round(height / aspect))
+    padded = np.full((full_h, full_w, 3), 114, np.uint8)
+    top, left = (full_h - height) // 2, (full_w - width) // 2
+    padded[top : top + height, left : left + width] = image
+    return padded
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """OpenCV fills the lost part of a truncated JPEG or PNG with grey and says nothing; look for the end mark."""
+    if data.startswith(b"\xff\xd8"):
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" not in data[-64:]
+    return False
