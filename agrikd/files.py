@@ -37,7 +37,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it is synced and renamed over `path`, else removed."""
+    """Yield a temporary path beside `path`; a clean exit syncs and renames it over `path`, else it goes."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)

@@ -124,7 +124,7 @@ def _pad(image: Image, aspect: float) -> Image:
 
 
 def _is_cut_short(data: bytes) -> bool:
-    """OpenCV fills the lost part of a truncated JPEG or PNG with grey and says nothing; look for the end mark."""
+    """OpenCV fills the lost part of a cut JPEG or PNG with grey and says nothing: look for the end mark."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -43,7 +43,7 @@ REQUIRED = ("path", "target", "split")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows in a fixed order (a row's index is its identity in a batch) under the folder their paths start from."""
+    """Rows in a fixed order (a row's index is its identity in a batch); their paths start from `root`."""
 
     rows: tuple[Row, ...]
     root: Path
@@ -75,8 +75,11 @@ class Manifest:
         return tuple(i for i, row in enumerate(self.rows) if row.split == split and row.target == NOT_A_PLANT)
 
 
-def read(path: Path) -> Manifest:
-    """Read and check a manifest; every mistake in one `InputError`, with its line."""
+def read(path: Path, root: Path | None = None) -> Manifest:
+    """Read and check a manifest; every mistake in one `InputError`, with its line.
+
+    The photos' paths start from `root`, by default the CSV's folder.
+    """
     text = files.read_text(path)
     reader = csv.DictReader(io.StringIO(text))
     columns = reader.fieldnames or []
@@ -92,12 +95,11 @@ def read(path: Path) -> Manifest:
         if None in values or None in values.values():
             problems.append(Problem(where, f"does not have the header's {len(columns)} fields"))
             continue
-        values = {name: text.strip() for name, text in values.items()}
-        rows.append(Row(**{**values, "target": values["target"] or None}))
+        rows.append(_row(values))
         problems += [Problem(where, wrong, mend) for wrong, mend in _row_mistakes(rows[-1])]
     if not rows and not problems:
         problems.append(Problem(str(path), "has no rows", "make one with: agrikd init FOLDER"))
-    manifest = Manifest(tuple(rows), path.parent.resolve())
+    manifest = Manifest(tuple(rows), (root or path.parent).resolve())
     problems += check(manifest, str(path))
     if problems:
         raise InputError(problems)
@@ -105,7 +107,7 @@ def read(path: Path) -> Manifest:
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Write as CSV, whole or not at all. The manifest's paths must be relative to `path`'s folder."""
+    """Write as CSV, whole or not at all."""
     if problems := check(manifest, str(path)):
         raise InputError(problems)
     out = io.StringIO()
@@ -139,6 +141,11 @@ def require_files(manifest: Manifest, where: str) -> None:
     if absent:
         mend = f"paths start from {manifest.root}"
         raise InputError(Problem(where, f"the photo {path} is not there", mend) for path in absent)
+
+
+def _row(values: dict[str, str]) -> Row:
+    text = {name: value.strip() for name, value in values.items()}
+    return Row(text.pop("path"), text.pop("target") or None, text.pop("split"), **text)
 
 
 def _row_mistakes(row: Row) -> list[tuple[str, str]]:

@@ -1,0 +1,190 @@
+"""From manifest rows to batches: which rows a step sees, their decoded pixels from a memory map, their views.
+
+Everything is a pure function of (seed, step): a killed run draws the same batches when it goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agrikd import console, files, image
+from agrikd.data.augment import CLEAN, Augment
+from agrikd.data.manifest import Manifest
+from agrikd.errors import InputError, Problem
+from agrikd.types import Fit, Image
+
+Views = Sequence[tuple[int, int]]
+"""(manifest row, view seed) pairs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step sees.
+
+    images: float32 [B, 3, H, W], RGB in [0, 1], rendered once at the largest input size of the nets; each net
+    resizes and normalises at its own door. target: [B, ...] as the task encodes it, meaningless where
+    `labelled` (bool [B]) is False. index: int64 [B], the manifest's row. view: int64 [B], the view seed.
+    """
+
+    images: Tensor
+    target: Tensor
+    labelled: Tensor
+    index: Tensor
+    view: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()}
+        return replace(self, **moved)
+
+
+class PixelCache:
+    """Every photo of a manifest, decoded once to uint8 [side, side, 3] in a memory map on disk.
+
+    `side` leaves a quarter of room above the render size for crops. Photos beyond `limit_mb` are decoded at
+    each use; `held` says how many are in the map. The key holds the photos' sha256, so a changed photo is
+    never read from an old map; while the map is made, each file is checked against the manifest.
+    """
+
+    def __init__(self, manifest: Manifest, size: tuple[int, int], fit: Fit, limit_mb: int) -> None:
+        self.manifest, self.fit = manifest, fit
+        self.slot = (round(size[0] * 1.25), round(size[1] * 1.25))
+        slot_bytes = self.slot[0] * self.slot[1] * 3
+        self.held = min(len(manifest.rows), limit_mb * 2**20 // slot_bytes)
+        identity = [row.sha256 or row.path for row in manifest.rows[: self.held]]
+        root = "" if all(row.sha256 for row in manifest.rows) else str(manifest.root)
+        key = files.digest([identity, root, self.slot, fit, image.opencv().__version__])
+        self._path = cache_folder() / "pixels" / f"{key[:32]}.u8"
+        self._pixels: NDArray[np.uint8] | None = None
+
+    def __getitem__(self, index: int) -> Image:
+        """uint8 [side, side, 3]; do not write into it."""
+        if index >= self.held:
+            return self._decode(index)
+        if self._pixels is None:
+            self._pixels = self._open()
+        return self._pixels[index]
+
+    def _open(self) -> NDArray[np.uint8]:
+        if not self._path.exists():
+            self._build()
+        return np.memmap(self._path, np.uint8, "r", shape=(self.held, *self.slot, 3))
+
+    def _build(self) -> None:
+        problems: list[Problem] = []
+        with files.replacing(self._path) as temporary, temporary.open("wb") as out:
+            for index in console.track(range(self.held), "decode photos"):
+                try:
+                    out.write(self._decode(index).tobytes())
+                except InputError as error:
+                    problems += error.problems
+            if problems:
+                raise InputError(problems)
+
+    def _decode(self, index: int) -> Image:
+        path, row = self.manifest.file(index), self.manifest.rows[index]
+        data = image.read_bytes(path)
+        if row.sha256 and files.sha256(data) != row.sha256:
+            mend = "if the change is meant, make the manifest again with: agrikd init"
+            raise InputError(Problem(str(path), "has changed since the manifest was made (sha256)", mend))
+        return image.fit(image.decode(data, str(path)), self.slot, self.fit)
+
+
+class Loader:
+    """Renders batches of a manifest at one size. `target` and `labelled` are [N, ...] and [N] over all rows."""
+
+    def __init__(
+        self, manifest: Manifest, cache: PixelCache, augment: Augment, target: Tensor, labelled: Tensor
+    ) -> None:
+        self.manifest, self.cache, self.augment = manifest, cache, augment
+        self.target, self.labelled = target, labelled
+
+    def pixels(self, index: int, view: int) -> Image:
+        """uint8 [H, W, 3]: one view of one photo."""
+        return self.augment(self.cache[index], self.manifest.rows[index], view)
+
+    def batch(self, views: Views) -> Batch:
+        pixels = torch.from_numpy(np.stack([self.pixels(*view) for view in views]))
+        index, view = torch.tensor(views, dtype=torch.int64).T.contiguous()
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        return Batch(images, self.target[index], self.labelled[index], index, view)
+
+    def clean(self, indices: Sequence[int], size: int = 32) -> Iterator[Batch]:
+        """The photos as they are, in order, `size` at a time."""
+        for start in range(0, len(indices), size):
+            yield self.batch([(index, CLEAN) for index in indices[start : start + size]])
+
+    def ahead(self, draws: Iterator[Views], workers: int) -> Iterator[Batch]:
+        """The batches of `draws` in order, rendered by `workers` threads up to two batches ahead each."""
+        if not workers:
+            yield from map(self.batch, draws)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: list[Future[Batch]] = [
+                pool.submit(self.batch, views) for views in itertools.islice(draws, 2 * workers)
+            ]
+            while waiting:
+                ready = waiting.pop(0).result()
+                waiting += [pool.submit(self.batch, views) for views in itertools.islice(draws, 1)]
+                yield ready
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which views step `s` sees: labelled rows first, then the unlabelled share; each pool in shuffled rounds.
+
+    views: a view seed is drawn from range(views); None draws from 2³¹ so that each view is new.
+    """
+
+    labelled: tuple[int, ...]
+    unlabelled: tuple[int, ...]
+    batch: int
+    unlabelled_share: float
+    views: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.labelled:
+            raise InputError(
+                Problem("data", "no row of train has a label", "label some rows of the manifest")
+            )
+        if self.unlabelled_share and not self.unlabelled:
+            mend = "add rows with an empty target, or set data.unlabelled_share=0"
+            raise InputError(Problem("data.unlabelled_share", "no row of train lacks a label", mend))
+
+    def draw(self, step: int) -> Views:
+        n_unlabelled = min(round(self.batch * self.unlabelled_share), self.batch - 1)
+        rows = _round_robin(self.labelled, self.batch - n_unlabelled, step, (self.seed, 1))
+        rows += _round_robin(self.unlabelled, n_unlabelled, step, (self.seed, 2))
+        rng = np.random.default_rng((self.seed, 3, step))
+        views = rng.integers(0, self.views or 2**31, len(rows))
+        return [(row, int(view)) for row, view in zip(rows, views, strict=True)]
+
+
+def cache_folder() -> Path:
+    """Where decoded pixels and features are kept: $AGRIKD_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agrikd"
+    return Path(os.environ.get("AGRIKD_CACHE") or default)
+
+
+def _round_robin(pool: tuple[int, ...], n: int, step: int, key: tuple[int, int]) -> list[int]:
+    """Places step·n … step·n + n of an endless run of shuffled rounds through the pool."""
+    places = range(step * n, step * n + n)
+    return [pool[_order(len(pool), place // len(pool), key)[place % len(pool)]] for place in places]
+
+
+@lru_cache(maxsize=64)
+def _order(n: int, round_: int, key: tuple[int, int]) -> tuple[int, ...]:
+    return tuple(np.random.default_rng((*key, round_)).permutation(n).tolist())
