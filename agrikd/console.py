@@ -37,9 +37,7 @@ def progress() -> Progress:
     )
 
 
-def track(
-    items: Sequence[T] | Iterable[T], what: str, total: int | None = None, done: int = 0
-) -> Iterator[T]:
+def track(items: Sequence[T] | Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
     """Iterate with a progress bar; `done` of `total` were done before (a resumed job)."""
     total = total if total is not None else len(items) + done if isinstance(items, Sequence) else None
     with progress() as bar:

@@ -23,13 +23,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"{path}: the disk is full\n    → free some space, then run this again"
-            ) from error
+            raise StorageError(f"{path}: the disk is full\n    → free some space, then run this again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(
-                f"{path}: may not be written ({error.strerror})\n    → choose another place"
-            ) from error
+            raise StorageError(f"{path}: may not be written ({error.strerror})\n    → choose another place") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise StorageError(f"{path}: a file is in the way of a folder ({error.strerror})") from error
         raise
@@ -94,9 +90,7 @@ def read_text(path: Path) -> str:
     except (IsADirectoryError, PermissionError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            Problem(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")
-        ) from None
+        raise InputError(Problem(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")) from None
 
 
 def read_json(path: Path) -> Any:

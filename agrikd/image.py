@@ -46,9 +46,7 @@ def decode(data: bytes, where: str) -> Image:
     if pixels is None or pixels.dtype != np.uint8:
         raise InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
     if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
-        raise InputError(
-            Problem(where, f"has {pixels.shape[1]} × {pixels.shape[0]} pixels", "shrink it first")
-        )
+        raise InputError(Problem(where, f"has {pixels.shape[1]} × {pixels.shape[0]} pixels", "shrink it first"))
     return np.ascontiguousarray(pixels)
 
 

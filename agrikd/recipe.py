@@ -191,13 +191,11 @@ def read_mapping(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(Problem(where, f"is not valid YAML ({getattr(error, 'problem', error)})")) from None
     if not isinstance(raw, dict):
-        raise InputError(
-            Problem(str(path), "is not a recipe: expected a mapping with name, data, student, …")
-        )
-    raw = _absolute(raw, path.parent.resolve(), str(path))
+        raise InputError(Problem(str(path), "is not a recipe: expected a mapping with name, data, student, …"))
+    absolute: dict[str, Any] = _absolute(raw, path.parent.resolve(), str(path))
     for override in overrides:
-        _apply(raw, override)
-    return raw
+        _apply(absolute, override)
+    return absolute
 
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
@@ -271,9 +269,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     here: Any = raw
     for part in parents:
-        here = (
-            here[int(part)] if isinstance(here, list) and part.isdecimal() else _child(here, part, override)
-        )
+        here = here[int(part)] if isinstance(here, list) and part.isdecimal() else _child(here, part, override)
     if isinstance(here, list) and last.isdecimal() and int(last) < len(here):
         here[int(last)] = _absolute(value, Path.cwd(), f"--set {override}", last)
     elif isinstance(here, dict):

@@ -75,7 +75,8 @@ class PixelCache:
             return self._decode(index)
         if self._pixels is None:
             self._pixels = self._open()
-        return self._pixels[index]
+        pixels: Image = self._pixels[index]
+        return pixels
 
     def _open(self) -> NDArray[np.uint8]:
         if not self._path.exists():
@@ -157,9 +158,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not self.labelled:
-            raise InputError(
-                Problem("data", "no row of train has a label", "label some rows of the manifest")
-            )
+            raise InputError(Problem("data", "no row of train has a label", "label some rows of the manifest"))
         if self.unlabelled_share and not self.unlabelled:
             mend = "add rows with an empty target, or set data.unlabelled_share=0"
             raise InputError(Problem("data.unlabelled_share", "no row of train lacks a label", mend))

@@ -128,9 +128,7 @@ def check(manifest: Manifest, where: str) -> list[Problem]:
                 problems.append(Problem(where, wrong, "a plant or photo may be in one split only"))
     for value, targets in _values_by(rows, lambda row: row.sha256, lambda row: row.target or "").items():
         if len(targets - {""}) > 1:
-            wrong = (
-                f"the same photo (sha256 {value[:12]}…) is labelled {' and '.join(sorted(targets - {''}))}"
-            )
+            wrong = f"the same photo (sha256 {value[:12]}…) is labelled {' and '.join(sorted(targets - {''}))}"
             problems.append(Problem(where, wrong, "keep the right label"))
     return problems
 
@@ -153,9 +151,7 @@ def _row_mistakes(row: Row) -> list[tuple[str, str]]:
     if not row.path:
         mistakes.append(("has no path", ""))
     elif Path(row.path).is_absolute() or ".." in Path(row.path).parts:
-        mistakes.append(
-            (f"the path {row.path!r} leaves the manifest's folder", "paths are relative to the CSV")
-        )
+        mistakes.append((f"the path {row.path!r} leaves the manifest's folder", "paths are relative to the CSV"))
     if row.split not in SPLITS:
         mistakes.append((f"the split is {row.split!r}", f"expected one of {', '.join(SPLITS)}"))
     if row.target is None and row.split in ("val", "test"):
@@ -172,9 +168,7 @@ def _repeated(rows: Iterable[Row], where: str) -> list[Problem]:
     return [Problem(where, f"the path {path} stands {n} times") for path, n in seen.items() if n > 1]
 
 
-def _values_by(
-    rows: Iterable[Row], key: Callable[[Row], str], value: Callable[[Row], str]
-) -> dict[str, set[str]]:
+def _values_by(rows: Iterable[Row], key: Callable[[Row], str], value: Callable[[Row], str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if key(row):

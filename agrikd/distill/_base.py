@@ -1,0 +1,90 @@
+"""Who must agree with whom: the base of every method.
+
+A method usually writes `distillation_losses` alone. The base adds the task's own loss, weighs the parts by
+name, lets unlabelled rows speak through the teacher only, and keeps frozen teachers frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from agrikd.data.loader import Batch
+from agrikd.nets._base import Net, Outputs
+from agrikd.recipe import Spec
+from agrikd.tasks._base import Task
+
+Weight = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0, le=100)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """loss: scalar, what is minimised. parts: each named part before its weight, scalars. outputs: the student's."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    outputs: Outputs
+
+
+class Distiller(nn.Module):
+    """A student with the teachers it learns from.
+
+    `student_stages` and `teacher_stages`: feature maps the method reads. `teachers_learn`: the method trains
+    its teachers too (online methods); else they stay in eval mode without gradients.
+    """
+
+    class Config(Spec):
+        """weight_task: of the task's own loss. weight_unlabelled: of a row without a label, beside 1 for others."""
+
+        weight_task: Weight = 1.0
+        weight_unlabelled: Weight = 1.0
+
+    student_stages: ClassVar[int] = 0
+    teacher_stages: ClassVar[int] = 0
+    teachers_learn: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:
+        super().__init__()
+        self.task, self.config = task, config
+        self.student = student
+        self.teachers = nn.ModuleList(teachers)
+        if not self.teachers_learn:
+            self.teachers.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Frozen teachers stay in eval mode: batch statistics and dropout of a teacher would be noise."""
+        super().train(mode)
+        if not self.teachers_learn:
+            self.teachers.eval()
+        return self
+
+    def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
+        """Named losses: [B] a row, or a scalar for what relates rows. Each wants a `weight_<name>` in Config."""
+        return {}
+
+    def forward(self, batch: Batch) -> Step:
+        student = self.student.on(batch, self.student_stages)
+        with torch.set_grad_enabled(self.teachers_learn and torch.is_grad_enabled()):
+            teachers = [teacher.on(batch, self.teacher_stages) for teacher in self.teachers]
+        task = self.task.loss(student, batch).sum() / batch.labelled.sum().clamp(min=1)
+        parts = {"task": task}
+        for name, loss in self.distillation_losses(student, teachers, batch).items():
+            parts[name] = self._mean(loss, batch) if loss.ndim else loss
+        weighted = [getattr(self.config, f"weight_{name}") * part for name, part in parts.items()]
+        return Step(torch.stack(weighted).sum(), parts, student)
+
+    def after_step(self) -> None:
+        """Called after each optimiser step; only where one net follows another (a mean teacher)."""
+
+    def _mean(self, loss: Tensor, batch: Batch) -> Tensor:
+        """The mean over rows, an unlabelled row counting `weight_unlabelled`."""
+        weight = torch.where(batch.labelled, 1.0, self.config.weight_unlabelled)
+        return (loss * weight).sum() / weight.sum().clamp(min=1e-9)

@@ -1,0 +1,57 @@
+"""Any timm backbone as a `Net`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, cast
+
+import timm
+from torch import Tensor, nn
+
+from agrikd.errors import InputError, Problem
+from agrikd.nets._base import Net, Origin, Outputs
+from agrikd.recipe import NetSpec
+
+
+class TimmNet(Net):
+    """`model` is a timm model with a linear classifier of as many outputs as the task wants."""
+
+    def __init__(self, model: nn.Module, spec: NetSpec, origin: Origin) -> None:
+        config = cast(dict[str, Any], model.pretrained_cfg)
+        size = spec.input_size or tuple(config["input_size"][-2:])
+        super().__init__(size, spec.mean or config["mean"], spec.std or config["std"], origin)
+        self.model: Any = model
+
+    def answer(self, images: Tensor, stages: int) -> Outputs:
+        if stages:
+            last, maps = self.model.forward_intermediates(images, indices=stages)
+        else:
+            last, maps = self.model.forward_features(images), []
+        embedding = self.model.forward_head(last, pre_logits=True)
+        return Outputs(self.model.forward_head(last), embedding, tuple(maps))
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The layer from `embedding` to `logits`."""
+        return cast(nn.Module, self.model.get_classifier())
+
+
+def check_spec(spec: NetSpec, where: str) -> list[Problem]:
+    """Whether timm knows the net."""
+    assert spec.timm is not None
+    if timm.is_model(spec.timm):
+        return []
+    near = difflib.get_close_matches(spec.timm, timm.list_models(), 3)
+    mend = f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())'"
+    return [Problem(f"{where}.timm", f"timm knows no model {spec.timm!r}", mend)]
+
+
+def create(spec: NetSpec, outputs: int, *, pretrained: bool = False) -> nn.Module:
+    """A timm model with random weights (or the hub's) and a head of `outputs` logits."""
+    if problems := check_spec(spec, "net"):
+        raise InputError(problems)
+    try:
+        return cast(nn.Module, timm.create_model(spec.timm, pretrained=pretrained, num_classes=outputs, **spec.kwargs))
+    except TypeError as error:
+        raise InputError(Problem(f"net {spec.timm}: kwargs", str(error))) from None
+    return model

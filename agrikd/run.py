@@ -1,0 +1,138 @@
+"""A Run: a folder that holds all a recipe has made, readable by every later stage.
+
+recipe.yaml       the resolved recipe           weights.safetensors  the averaged (EMA) weights, timm's keys
+run.json          versions, seeds, digests      checkpoint.pt        where training stands; gone when done
+metrics.jsonl     a line every so many steps    embeddings.npz       training embeddings and thumbnails
+gate.json         what was said of the teacher  calibration.json     temperature, thresholds
+report.json/html  the judgement                 held_out.npz         held-out predictions (teachers)
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agrikd import files
+from agrikd.errors import InputError, Problem
+from agrikd.recipe import Recipe, parse
+from agrikd.types import Calibration
+
+_RECORDED = ("agrikd", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Run folder and its recipe."""
+
+    folder: Path
+    recipe: Recipe
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def done(self) -> bool:
+        return self.weights.exists()
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A finished Run; raises `InputError` where the folder is none, or was never finished."""
+        run = cls._read(folder)
+        if not run.done:
+            mend = f"go on with: agrikd distill {folder / 'recipe.yaml'} --out {folder} --resume"
+            raise InputError(Problem(str(folder), "is a Run whose training has not finished", mend))
+        return run
+
+    @classmethod
+    def start(cls, folder: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool) -> Run:
+        """A new Run folder, or one to go on with.
+
+        Raises `InputError` where the folder holds a Run and `resume` is False, or a Run of another recipe.
+        """
+        if (folder / "recipe.yaml").exists():
+            run = cls._read(folder)
+            if not resume:
+                mend = "choose another --out, or go on with --resume"
+                raise InputError(Problem(str(folder), "holds a Run already", mend))
+            if run.recipe.digest != recipe.digest:
+                mend = f"use its own recipe, {folder / 'recipe.yaml'}, or another --out"
+                raise InputError(Problem(str(folder), "holds a Run of another recipe", mend))
+            return run
+        run = cls(folder, recipe)
+        files.write_json(folder / "run.json", {**record, "recipe_digest": recipe.digest, **environment()})
+        files.write_text(folder / "recipe.yaml", recipe.to_yaml())
+        return run
+
+    @classmethod
+    def _read(cls, folder: Path) -> Run:
+        path = folder / "recipe.yaml"
+        if not path.exists():
+            mend = "expected a folder made by agrikd teach or agrikd distill"
+            raise InputError(Problem(str(folder), "is no Run: it has no recipe.yaml", mend))
+        return cls(folder, parse(yaml.safe_load(files.read_text(path)), str(path)))
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says."""
+        return dict(files.read_json(self.folder / "run.json"))
+
+    def amend(self, **entries: Any) -> None:
+        """Add entries to run.json."""
+        files.write_json(self.folder / "run.json", {**self.record(), **entries})
+
+    def log(self, entry: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl."""
+        with files.storage_errors(self.metrics), self.metrics.open("a") as out:
+            out.write(json.dumps(entry) + "\n")
+
+    def history(self) -> list[dict[str, float]]:
+        """The whole lines of metrics.jsonl; a line cut by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics logged after `step`, which a resumed run will log again."""
+        kept = [entry for entry in self.history() if entry["step"] <= step]
+        files.write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        path = self.folder / "calibration.json"
+        return Calibration(**files.read_json(path)) if path.exists() else None
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        files.write_json(self.folder / "calibration.json", asdict(calibration))
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the machine a Run was made with."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": dict(_versions(_RECORDED)),
+    }
+
+
+def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
