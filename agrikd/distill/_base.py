@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -73,7 +73,7 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch) -> Step:
         student = self.student.on(batch, self.student_stages)
         with torch.set_grad_enabled(self.teachers_learn and torch.is_grad_enabled()):
-            teachers = [teacher.on(batch, self.teacher_stages) for teacher in self.teachers]
+            teachers = [cast(Net, net).on(batch, self.teacher_stages) for net in self.teachers]
         task = self.task.loss(student, batch).sum() / batch.labelled.sum().clamp(min=1)
         parts = {"task": task}
         for name, loss in self.distillation_losses(student, teachers, batch).items():

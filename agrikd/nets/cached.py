@@ -6,13 +6,12 @@ changes. Its classifier is run live on the stored features, so heads trained on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agrikd import console, files
@@ -24,26 +23,49 @@ from agrikd.nets.from_timm import TimmNet
 
 class FeatureStore:
     """float16 [N, views + 1, D]: pooled features of `net`'s backbone for view seeds 0 … views − 1 and, last, the
-    clean view, of the rows of `loader`'s manifest.
+    clean view, of the N rows of `loader`'s manifest.
 
-    The file's key holds the backbone's weights and door, the view definition, the photos' sha256 and the
-    library versions: whatever changes a value changes the key. Only rows that are asked for are computed.
+    The key holds the backbone's weights and door, the view definition, the photos' sha256 and the library
+    versions: whatever changes a value changes the key. A row is computed when it is first asked for; a second
+    map marks the rows that are whole, so a killed writer leaves nothing half-true and two writers write the same.
     """
 
-    def __init__(self, net: TimmNet, loader: Loader, rows: Sequence[int], views: int) -> None:
-        self.rows, self.views = tuple(rows), views
-        self._place = {row: place for place, row in enumerate(self.rows)}
-        self._path = cache_folder() / "features" / f"{_key(net, loader, self.rows, views)[:32]}.npy"
-        if not self._path.exists():
-            _compute(net, loader, self.rows, views, self._path)
-        self._values: NDArray[np.float16] = np.load(self._path, mmap_mode="r")
+    def __init__(self, net: TimmNet, loader: Loader, views: int) -> None:
+        self.net, self.loader, self.views = net, loader, views
+        net.eval()
+        with torch.inference_mode():
+            dimensions = _check_linear(net)
+        shape = (len(loader.manifest.rows), views + 1, dimensions)
+        folder = cache_folder() / "features" / _key(net, loader, views)[:32]
+        if not folder.exists():
+            with files.replacing_folder(folder) as temporary:
+                _sparse(temporary / "values.f16", 2 * math.prod(shape))
+                _sparse(temporary / "whole.u1", shape[0])
+        self._values = np.memmap(folder / "values.f16", np.float16, "r+", shape=shape)
+        self._whole = np.memmap(folder / "whole.u1", np.uint8, "r+", shape=shape[:1])
+
+    def require(self, rows: Sequence[int]) -> None:
+        """Compute the rows that are not in the store yet."""
+        missing = [row for row in rows if not self._whole[row]]
+        if not missing:
+            return
+        seeds = [*range(self.views), CLEAN]
+        draws = ([(row, seed) for seed in seeds] for row in missing)
+        batches = self.loader.ahead(iter(draws), 1)
+        with torch.inference_mode():
+            for row, batch in zip(missing, console.track(batches, "teacher's features", len(missing)), strict=True):
+                self._values[row] = self.net.on(batch).embedding.numpy()
+                self._values.flush()
+                self._whole[row] = 1
+        self._whole.flush()
 
     def __call__(self, index: Tensor, view: Tensor) -> Tensor:
-        """float32 [B, D] for manifest rows and view seeds [B] (−1 is the clean view)."""
-        rows = [self._place[int(row)] for row in index]
+        """float32 [B, D] for rows that were required and view seeds [B] (−1 is the clean view)."""
         if int(view.max()) >= self.views:
             raise ValueError(f"view seed {int(view.max())}: the store has {self.views} views")
-        return torch.from_numpy(self._values[rows, view.numpy()].astype(np.float32))
+        if not self._whole[index.numpy()].all():
+            raise ValueError("the store was asked for a row that was not required")
+        return torch.from_numpy(self._values[index.numpy(), view.numpy()].astype(np.float32))
 
 
 class CachedTeacher(Net):
@@ -64,32 +86,21 @@ def _channels(values: Tensor) -> tuple[float, ...]:
     return tuple(values.flatten().tolist())
 
 
-def _compute(net: TimmNet, loader: Loader, rows: Sequence[int], views: int, path: Path) -> None:
-    net.eval()
-    _check_linear(net)
-    seeds = [*range(views), CLEAN]
-    with files.replacing(path) as temporary, torch.inference_mode():
-        values: NDArray[Any] | None = None
-        draws = ([(row, seed) for seed in seeds] for row in rows)
-        for place, batch in enumerate(console.track(loader.ahead(iter(draws), 1), "teacher's features", len(rows))):
-            embedding = net.on(batch).embedding.numpy()
-            if values is None:
-                shape = (len(rows), len(seeds), embedding.shape[1])
-                values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-            values[place] = embedding
-        if values is not None:
-            values.flush()  # type: ignore[attr-defined]
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as out:
+        out.truncate(size)
 
 
-def _check_linear(net: TimmNet) -> None:
-    """The store is right only if the classifier alone leads from the embedding to the logits."""
+def _check_linear(net: TimmNet) -> int:
+    """The embedding's size. The store is right only if the classifier alone leads from it to the logits."""
     generator = torch.Generator().manual_seed(0)
     outputs = net(torch.rand((2, 3, *net.input_size), generator=generator))
     if not torch.allclose(net.classifier(outputs.embedding), outputs.logits, atol=1e-4):
         raise ValueError(f"{net.origin.source}: its classifier does more than map the embedding to logits")
+    return int(outputs.embedding.shape[1])
 
 
-def _key(net: TimmNet, loader: Loader, rows: Sequence[int], views: int) -> str:
+def _key(net: TimmNet, loader: Loader, views: int) -> str:
     manifest = loader.manifest
     own = id(net.classifier)
     head = {id(p) for module in net.modules() if id(module) == own for p in module.parameters()}
@@ -99,7 +110,7 @@ def _key(net: TimmNet, loader: Loader, rows: Sequence[int], views: int) -> str:
         if id(value) not in head
         for value in [value.detach().cpu()]
     )
-    photos = [manifest.rows[row].sha256 or str(manifest.file(row)) for row in rows]
+    photos = [row.sha256 or str(manifest.root / row.path) for row in manifest.rows]
     door = [net.input_size, _channels(net.mean), _channels(net.std)]
     view = [loader.augment.definition, loader.cache.slot, loader.cache.fit, views]
     return files.digest([files.sha256(weights), photos, door, view, torch.__version__])

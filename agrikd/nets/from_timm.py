@@ -51,7 +51,7 @@ def create(spec: NetSpec, outputs: int, *, pretrained: bool = False) -> nn.Modul
     if problems := check_spec(spec, "net"):
         raise InputError(problems)
     try:
-        return cast(nn.Module, timm.create_model(spec.timm, pretrained=pretrained, num_classes=outputs, **spec.kwargs))
+        model: nn.Module = timm.create_model(str(spec.timm), pretrained=pretrained, num_classes=outputs, **spec.kwargs)
     except TypeError as error:
         raise InputError(Problem(f"net {spec.timm}: kwargs", str(error))) from None
     return model

@@ -1,0 +1,83 @@
+"""Same image, same answer, else no export: uint8 pixels to probabilities, through both doors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agrikd import console
+from agrikd.errors import ParityError
+from agrikd.predict._base import Predictor
+from agrikd.types import Image
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit in FP32: float32 sums in another order stay well below it."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What two backends said of the same images.
+
+    max_logit, max_probability: largest absolute difference. clear: images whose margin between the two highest
+    logits exceeds twice the tolerance; flipped: those of them with another top class.
+    """
+
+    images: int
+    max_logit: float
+    max_probability: float
+    clear: int
+    flipped: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_logit <= self.tolerance and self.flipped == 0
+
+    def __str__(self) -> str:
+        logit = f"largest difference of a logit {self.max_logit:.2g} (allowed {self.tolerance:g})"
+        flipped = f"{self.flipped} of {self.clear} clear answers flipped"
+        return f"{self.images} images: {logit}, of a probability {self.max_probability:.2g}; {flipped}"
+
+
+def compare(source: Predictor, exported: Predictor, images: Sequence[Image], tolerance: float = TOLERANCE) -> Parity:
+    """Both predictors on the same uint8 [H, W, 3] images of any size.
+
+    Raises `ParityError` where they name other classes or fewer images than one are given.
+    """
+    if source.spec.classes != exported.spec.classes:
+        raise ParityError("the export names other classes than its source")
+    if not images:
+        raise ParityError("there is no image to compare on")
+    pairs = [(source([one])[0], exported([one])[0]) for one in console.track(images, "parity")]
+    a, b = (np.stack([pair[side].logits for pair in pairs]) for side in (0, 1))
+    p, q = (np.stack([pair[side].probabilities for pair in pairs]) for side in (0, 1))
+    clear = _margin(a) > 2 * tolerance
+    return Parity(
+        images=len(images),
+        max_logit=_largest(a, b),
+        max_probability=_largest(p, q),
+        clear=int(clear.sum()),
+        flipped=int((a.argmax(1) != b.argmax(1))[clear].sum()),
+        tolerance=tolerance,
+    )
+
+
+def require(parity: Parity, what: str) -> None:
+    """Raise `ParityError` if the two did not answer alike."""
+    if not parity.passed:
+        raise ParityError(f"{what} does not answer as its source does; nothing was written\n  {parity}")
+
+
+def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """A non-finite answer on either side is an infinite difference."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max())
+
+
+def _margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    ordered = np.sort(logits, axis=1)
+    return np.asarray(ordered[:, -1] - ordered[:, -2])

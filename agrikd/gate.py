@@ -1,0 +1,209 @@
+"""Is the teacher fit to teach? Asked before every distillation.
+
+A teacher with a random head, with classes in another order or with another normalisation trains a student
+without any error message, and a teacher no better than the student makes it worse. Each check says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agrikd import console, files, metrics
+from agrikd.data.loader import Loader
+from agrikd.errors import GateError
+from agrikd.nets._base import Origin
+from agrikd.nets.from_timm import TimmNet
+from agrikd.nets.sources import open_net
+from agrikd.recipe import NetSpec
+from agrikd.run import Run
+
+_MOST_ROWS = 500
+"""Photos the teacher answers live; more would not change the verdict."""
+
+Answer = Literal["ok", "refused", "not checked"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to the teacher and the answer to it, in words."""
+
+    name: str
+    answer: Answer
+    why: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Predictions on rows whose labels are known: truth int [N], logits float [N, C]; `rows` says which rows."""
+
+    rows: str
+    truth: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+    @property
+    def right(self) -> int:
+        return int((self.logits.argmax(1) == self.truth).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / len(self.truth)
+
+
+def check(net: TimmNet, loader: Loader, held_out: Run | None, alone: Run | None) -> list[Check]:
+    """Hold a teacher against the photos of `loader`.
+
+    held_out: the teacher's Run, whose held-out predictions count where there is no val split. alone: a Run of
+    the student trained without a teacher, which the teacher must beat.
+    """
+    net.eval()
+    classes = loader.manifest.classes
+    checks = [_classes(net.origin, classes), _normalisation(net), _head(net.origin), _frozen(net)]
+    if checks[0].answer == "refused" and len(net.origin.classes or ()) != len(classes):
+        said = "the classes differ in number, so its answers mean nothing here"
+        return [*checks, Check("above chance", "not checked", said), Check("beats the student", "not checked", said)]
+    evidence = _evidence(net, loader, held_out)
+    checks += [_above_chance(found, classes) for found in evidence]
+    return [*checks, _beats_student(evidence[0], loader, alone)]
+
+
+def decide(findings: Sequence[Sequence[Check]], run: Run, override: str | None) -> None:
+    """Write the findings into the Run; raise `GateError` if a teacher is refused and nobody overrides it."""
+    refused = [check for checks in findings for check in checks if check.answer == "refused"]
+    record = {
+        "teachers": [[asdict(check) for check in checks] for checks in findings],
+        "passed": not refused,
+        "override": override if refused else None,
+    }
+    files.write_json(run.folder / "gate.json", record)
+    if not refused:
+        return
+    reasons = "\n".join(f"  {check.name}: {check.why}" for check in refused)
+    if override:
+        console.say(f"The gate refuses this teacher:\n{reasons}\n  going on, because: {override}")
+        return
+    mend = "mend the teacher, or go on all the same with --override-gate 'the reason' (it is kept in the Run)"
+    raise GateError(f"The teacher is not fit to teach:\n{reasons}\n    → {mend}")
+
+
+def held_out_evidence(run: Run) -> Evidence | None:
+    """A Run's stored held-out predictions."""
+    path = run.folder / "held_out.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return Evidence(f"{len(stored['truth'])} held-out rows", stored["truth"], stored["logits"])
+
+
+def write_held_out(folder: Path, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    with files.replacing(folder / "held_out.npz") as temporary, temporary.open("wb") as out:
+        np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32))
+
+
+def _classes(origin: Origin, classes: tuple[str, ...]) -> Check:
+    name, own = "class names and order", origin.classes
+    if own is None:
+        return Check(name, "refused", f"{origin.source} does not say which classes it knows")
+    if own == classes:
+        return Check(name, "ok", f"the same {len(classes)} classes in the same order")
+    if len(own) != len(classes):
+        return Check(name, "refused", f"it knows {len(own)} classes, the photos have {len(classes)}")
+    if set(own) == set(classes):
+        return Check(name, "refused", f"the same classes in another order: {_listed(own)} against {_listed(classes)}")
+    return Check(name, "refused", f"it knows {_listed(own)}, the photos have {_listed(classes)}")
+
+
+def _normalisation(net: TimmNet) -> Check:
+    name, origin = "declared normalisation", net.origin
+    if origin.mean is None or origin.std is None:
+        mend = "give the net's mean and std in the recipe"
+        return Check(name, "refused", f"{origin.source} does not say its mean and std; {mend}")
+    used = [tuple(values.flatten().tolist()) for values in (net.mean, net.std)]
+    if not np.allclose(used, (origin.mean, origin.std), atol=1e-4):
+        want = f"mean {_listed(origin.mean)}, std {_listed(origin.std)}"
+        return Check(
+            name, "refused", f"it was trained with {want}, the recipe gives {_listed(used[0])}, {_listed(used[1])}"
+        )
+    return Check(name, "ok", f"mean {_listed(origin.mean)}, std {_listed(origin.std)}")
+
+
+def _head(origin: Origin) -> Check:
+    if origin.head_trained:
+        return Check("trained head", "ok", f"the classifier comes from {origin.source}")
+    return Check("trained head", "refused", f"the classifier is random ({origin.source}); teach it first: agrikd teach")
+
+
+def _frozen(net: TimmNet) -> Check:
+    learning = net.training or any(p.requires_grad for p in net.parameters())
+    if learning:
+        return Check("eval mode, no gradient", "refused", "it is in training mode or its weights want gradients")
+    return Check("eval mode, no gradient", "ok", "frozen")
+
+
+def _evidence(net: TimmNet, loader: Loader, held_out: Run | None) -> list[Evidence]:
+    """The best evidence first: val rows, else the Run's own held-out predictions; then the labelled train rows."""
+    found = []
+    if rows := loader.manifest.indices("val", labelled=True):
+        found.append(_live(net, loader, rows, "val rows"))
+    elif held_out and (stored := held_out_evidence(held_out)):
+        found.append(stored)
+    if not found or found[0].rows.endswith("held-out rows"):
+        rows = loader.manifest.indices("train", labelled=True)
+        found.append(_live(net, loader, rows, "labelled train rows, which it may have been taught"))
+    return found
+
+
+@torch.inference_mode()
+def _live(net: TimmNet, loader: Loader, rows: Sequence[int], what: str) -> Evidence:
+    chosen = np.random.default_rng(0).permutation(np.asarray(rows))[:_MOST_ROWS].tolist()
+    batches = list(loader.clean(chosen))
+    logits = np.concatenate([net(batch.images).logits.numpy() for batch in batches])
+    truth = np.concatenate([batch.target.numpy() for batch in batches])
+    return Evidence(f"{len(truth)} {what}", truth, logits)
+
+
+def _above_chance(found: Evidence, classes: tuple[str, ...]) -> Check:
+    name = "above chance"
+    chance = float(np.bincount(found.truth, minlength=len(classes)).max()) / len(found.truth)
+    low, _ = metrics.wilson(found.right, len(found.truth))
+    said = f"accuracy {found.accuracy:.2f} on {found.rows} (chance {chance:.2f})"
+    if low > chance:
+        return Check(name, "ok", said)
+    return Check(name, "refused", said + _if_reordered(found, classes))
+
+
+def _if_reordered(found: Evidence, classes: tuple[str, ...]) -> str:
+    """A hint where another order of the classes would make the teacher good."""
+    table = metrics.confusion(found.truth, found.logits.argmax(1), len(classes))
+    best = table.argmax(axis=1)
+    accuracy = table.max(axis=1).sum() / len(found.truth)
+    if len(set(best.tolist())) == len(classes) and accuracy > found.accuracy + 0.2:
+        return f"; it would be {accuracy:.2f} if its classes stood in another order, as in a shuffled label list"
+    return ""
+
+
+def _beats_student(teacher: Evidence, loader: Loader, alone: Run | None) -> Check:
+    name = "beats the student"
+    if alone is None:
+        return Check(name, "not checked", "no student trained alone was given (gate.student_alone)")
+    if rows := loader.manifest.indices("val", labelled=True):
+        net = open_net(NetSpec(run=alone.folder), loader.manifest.classes).eval()
+        student: Evidence | None = _live(net, loader, rows, "val rows")
+    else:
+        student = held_out_evidence(alone)
+    if student is None or teacher.rows.endswith("may have been taught"):
+        return Check(name, "not checked", "there is no val split, and no held-out predictions of both")
+    said = f"teacher {teacher.accuracy:.2f} on {teacher.rows}, student alone {student.accuracy:.2f}"
+    if teacher.accuracy > student.accuracy:
+        return Check(name, "ok", said)
+    return Check(name, "refused", f"{said}: a teacher no better than the student makes it worse")
+
+
+def _listed(values: Sequence[object]) -> str:
+    return "(" + ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values) + ")"

@@ -1,0 +1,21 @@
+"""Predictors: uint8 photos in, `Prediction`s out, whatever runs the net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agrikd.errors import InputError, Problem
+from agrikd.predict._base import Predictor
+
+
+def open_predictor(path: Path, threads: int = 1) -> Predictor:
+    """A Run folder (runs in torch) or an exported .onnx file (runs in ONNX Runtime)."""
+    if path.suffix == ".onnx":
+        from agrikd.predict.ort import OrtPredictor
+
+        return OrtPredictor(path, threads)
+    if path.is_dir():
+        from agrikd.predict.torch import TorchPredictor
+
+        return TorchPredictor.from_run(path)
+    raise InputError(Problem(str(path), "is no model", "expected a Run folder or an .onnx file"))

@@ -1,0 +1,50 @@
+"""An exported .onnx file in ONNX Runtime, on the CPU: the reference of the exports and every device's fallback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from agrikd import image
+from agrikd.errors import InputError, MissingExtraError, Problem
+from agrikd.predict.decode import decode
+from agrikd.types import Image, ModelSpec, Prediction
+
+
+class OrtPredictor:
+    """Input `image` float32 [1, 3, H, W], RGB in [0, 1]; outputs `logits` [1, C] and `embedding` [1, D].
+
+    The file's metadata says the rest (`agrikd`: a ModelSpec as JSON, `agrikd_parameters`).
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise MissingExtraError("onnxruntime", "export") from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(image.read_bytes(path), options, providers=["CPUExecutionProvider"])
+            said = self._session.get_modelmeta().custom_metadata_map
+            self.spec = ModelSpec.from_json(json.loads(said["agrikd"]))
+            self.parameters = int(said["agrikd_parameters"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(Problem(str(path), f"was not exported by agrikd ({error})")) from None
+        except Exception as error:  # onnxruntime's own errors share no base but Exception
+            raise InputError(Problem(str(path), f"ONNX Runtime cannot open it ({error})")) from None
+        self.size_bytes = path.stat().st_size
+
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+        return [self._answer(one) for one in images]
+
+    def _answer(self, one: Image) -> Prediction:
+        pixels = image.fit(one, self.spec.input_size, self.spec.fit).astype(np.float32) / np.float32(255)
+        logits, embedding = self._session.run(("logits", "embedding"), {"image": pixels.transpose(2, 0, 1)[None]})
+        return decode(logits, embedding, self.spec)[0]

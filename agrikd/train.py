@@ -1,0 +1,375 @@
+"""The one training loop. It knows steps, not methods: what is learned from whom is the distiller's affair.
+
+A step draws its batch, its views and its random numbers from (seed, step) alone, so a run that was killed and
+resumed ends with the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from agrikd import console, distill, files, gate, image
+from agrikd import recipe as recipes
+from agrikd.data import manifest as manifests
+from agrikd.data.augment import Augment
+from agrikd.data.loader import Batch, Loader, PixelCache, Sampler
+from agrikd.data.manifest import Manifest
+from agrikd.data.splits import subset
+from agrikd.distill._base import Distiller
+from agrikd.errors import InputError, Problem, TrainingError
+from agrikd.nets._base import Net
+from agrikd.nets.cached import CachedTeacher, FeatureStore
+from agrikd.nets.from_timm import TimmNet, check_spec
+from agrikd.nets.sources import open_net
+from agrikd.recipe import OptimSpec, Recipe
+from agrikd.run import Run
+from agrikd.tasks import open_task
+
+_LOG_EVERY = 10
+_THUMBNAIL = 96
+_KEPT_EXAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe made ready: its photos, its batches, and the distiller over its nets."""
+
+    recipe: Recipe
+    manifest: Manifest
+    loader: Loader
+    sampler: Sampler
+    distiller: Distiller
+
+    @property
+    def student(self) -> TimmNet:
+        student = self.distiller.student
+        assert isinstance(student, TimmNet)
+        return student
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and check it against timm, the task and the method: every mistake in one report."""
+    raw = recipes.read_mapping(path, overrides)
+    problems = distill.problems(raw.get("method", {}), str(path))
+    try:
+        recipe = recipes.parse(raw, str(path))
+    except InputError as error:
+        raise InputError((*error.problems, *problems)) from None
+    specs = [("student", recipe.student), *((f"teachers.{i}", spec) for i, spec in enumerate(recipe.teachers))]
+    for where, spec in specs:
+        problems += check_spec(spec, f"{path}: {where}") if spec.timm else []
+    if not recipe.data.manifest.is_file():
+        mend = "make one with: agrikd init FOLDER"
+        problems.append(Problem(f"{path}: data.manifest", f"there is no file {recipe.data.manifest}", mend))
+    if problems:
+        raise InputError(problems)
+    return recipe
+
+
+def open_manifest(recipe: Recipe) -> Manifest:
+    """The recipe's rows, with the labels beyond `labels_per_class` hidden."""
+    manifest = manifests.read(recipe.data.manifest, recipe.data.root)
+    manifests.require_files(manifest, str(recipe.data.manifest))
+    return subset(manifest, recipe.data.labels_per_class, recipe.data.subset_seed)
+
+
+def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
+    """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
+    manifest = manifest or open_manifest(recipe)
+    task = open_task(recipe.task, manifest.classes)
+    method = distill.method(recipe.method.name)
+    if method.needs_teacher and not recipe.teachers:
+        mend = "add one under teachers:, or use method none"
+        raise InputError(Problem("teachers", f"method {recipe.method.name} needs a teacher", mend))
+    torch.manual_seed(recipe.seed)
+    student = open_net(recipe.student, task.classes)
+    if student.origin.classes not in (None, task.classes):
+        raise InputError(Problem("student", f"its weights know the classes {', '.join(student.origin.classes or ())}"))
+    teachers = [open_net(spec, task.classes) for spec in recipe.teachers] if method.needs_teacher else []
+    loader = open_loader(recipe, manifest, [student, *teachers])
+    sampler = _sampler(recipe, manifest)
+    config = method.Config.model_validate(recipe.method.settings)
+    return Job(recipe, manifest, loader, sampler, method(task, student, teachers, config))
+
+
+def open_loader(recipe: Recipe, manifest: Manifest, nets: list[TimmNet]) -> Loader:
+    """Batches rendered at the largest of the nets' input sizes."""
+    data = recipe.data
+    size = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
+    cache = PixelCache(manifest, size, data.fit, data.cache_mb)
+    target, labelled = open_task(recipe.task, manifest.classes).encode(manifest)
+    return Loader(manifest, cache, Augment(data.augment, size), target, labelled)
+
+
+def fit(recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest | None = None) -> Run:
+    """Train the recipe's student into the Run folder `out` and return the finished Run.
+
+    Raises `GateError` for a teacher not fit to teach, `TrainingError` for a loss that is not finite or a
+    checkpoint that cannot be used, `InputError` and `StorageError` as their names say.
+    """
+    job = prepare(recipe, manifest)
+    record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.manifest.classes)}
+    run = Run.start(out, recipe, record, resume=resume)
+    if run.done:
+        return run
+    _gate(job, run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = TrainState(_replayed(job).to(device), recipe.optim)
+    if run.checkpoint.exists():
+        state.restore(run)
+    run.rewind(state.step)
+    _fit_steps(job, state, run, device)
+    _finish(job, state, run)
+    return run
+
+
+class TrainState:
+    """All that training changes: nets, averaged weights, optimiser, step."""
+
+    def __init__(self, distiller: Distiller, spec: OptimSpec) -> None:
+        self.distiller, self.spec, self.step = distiller, spec, 0
+        groups = param_groups_weight_decay(distiller, spec.weight_decay)
+        self.optimizer: torch.optim.Optimizer
+        if spec.name == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=spec.lr)
+        self.average = AveragedModel(distiller.student, multi_avg_fn=_ema(spec.ema), use_buffers=True)
+        self.average.requires_grad_(False)
+
+    def save(self, run: Run) -> None:
+        """Write the checkpoint whole; frozen teachers are not in it."""
+        values = {
+            "step": self.step,
+            "recipe": run.recipe.digest,
+            "distiller": self._own(self.distiller.state_dict()),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with files.replacing(run.checkpoint) as temporary:
+            torch.save(values, temporary)
+
+    def restore(self, run: Run) -> None:
+        try:
+            values = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+            if values["recipe"] != run.recipe.digest:
+                raise TrainingError(f"{run.checkpoint}: is a checkpoint of another recipe")
+            own = self._own(self.distiller.state_dict())
+            if own.keys() != values["distiller"].keys():
+                raise KeyError("the nets have other parameters")
+            self.distiller.load_state_dict(values["distiller"], strict=False)
+            self.average.load_state_dict(values["average"])
+            self.optimizer.load_state_dict(values["optimizer"])
+            self.step = int(values["step"])
+        except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            mend = "delete it to train again from step 0"
+            raise TrainingError(f"{run.checkpoint}: is damaged ({error})\n    → {mend}") from None
+
+    def _own(self, values: dict[str, Any]) -> dict[str, Any]:
+        learned = self.distiller.teachers_learn
+        return {name: value for name, value in values.items() if learned or not name.startswith("teachers.")}
+
+
+def fit_epoch(state: TrainState, batches: Iterator[Batch], steps: int, seed: int = 0) -> dict[str, float]:
+    """Take `steps` optimiser steps; returns the mean of the loss and of each named part.
+
+    Raises `_NonFiniteError` (with the batch) at the first loss that is not finite, before the weights change.
+    """
+    sums: dict[str, Tensor] = {}
+    for _ in range(steps):
+        batch = next(batches)
+        torch.manual_seed(int(np.random.default_rng((seed, 4, state.step)).integers(2**31)))
+        parts = _step(state, batch)
+        for name, value in parts.items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.detach().cpu()
+    return {name: float(value) / steps for name, value in sums.items()}
+
+
+def learning_rate(spec: OptimSpec, step: int) -> float:
+    """Linear warm-up over `warmup` of the steps, then half a cosine down to zero (Loshchilov & Hutter 2017)."""
+    warm = spec.warmup * spec.steps
+    if step < warm:
+        return spec.lr * (step + 1) / (warm + 1)
+    return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(spec.steps - warm, 1)))
+
+
+class _NonFiniteError(Exception):
+    def __init__(self, batch: Batch, parts: dict[str, Tensor]) -> None:
+        super().__init__(", ".join(f"{name} {float(value):.4g}" for name, value in parts.items()))
+        self.batch = batch
+
+
+def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    spec, distiller = state.spec, state.distiller
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(spec, state.step)
+    half = spec.precision == "auto" and batch.images.is_cuda
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
+        step = distiller(batch)
+    if not torch.isfinite(step.loss):
+        raise _NonFiniteError(batch, step.parts)
+    state.optimizer.zero_grad(set_to_none=True)
+    step.loss.backward()
+    if spec.clip:
+        nn.utils.clip_grad_norm_(distiller.parameters(), spec.clip)
+    state.optimizer.step()
+    distiller.after_step()
+    state.average.update_parameters(distiller.student)
+    state.step += 1
+    return {"loss": step.loss, **step.parts}
+
+
+def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> None:
+    spec, start = job.recipe.optim, state.step
+    draws = (job.sampler.draw(step) for step in range(start, spec.steps))
+    batches = (batch.to(device) for batch in job.loader.ahead(draws, job.recipe.data.workers))
+    validation = job.manifest.indices("val", labelled=True)
+    with console.progress() as bar:
+        line = bar.add_task(f"train {job.recipe.name}", total=spec.steps, completed=start)
+        while state.step < spec.steps:
+            steps = _until_boundary(state.step, spec)
+            try:
+                means = fit_epoch(state, batches, steps, job.recipe.seed)
+            except _NonFiniteError as error:
+                raise _stopped(run, state.step, error) from None
+            saves = state.step % spec.checkpoint_every == 0
+            if saves and validation:
+                means["val_accuracy"] = _accuracy(state.average.module, job.loader, validation, device)
+            run.log({"step": state.step, "lr": learning_rate(spec, state.step - 1), **means})
+            if saves:
+                state.save(run)
+            bar.update(line, completed=state.step)
+
+
+def _until_boundary(step: int, spec: OptimSpec) -> int:
+    """Steps to the next log line or checkpoint: the same places whether or not the run was resumed."""
+    ends = [n * (step // n + 1) for n in (_LOG_EVERY, spec.checkpoint_every)]
+    return min(*ends, spec.steps) - step
+
+
+def _stopped(run: Run, step: int, error: _NonFiniteError) -> TrainingError:
+    path = run.folder / f"non_finite_batch_{step}.pt"
+    with files.replacing(path) as temporary:
+        torch.save(vars(error.batch.to(torch.device("cpu"))), temporary)
+    mend = "lower optim.lr, or look at the photos of that batch"
+    return TrainingError(f"step {step}: the loss is not finite ({error}); its batch is in {path}\n    → {mend}")
+
+
+@torch.inference_mode()
+def _accuracy(net: nn.Module, loader: Loader, indices: tuple[int, ...], device: torch.device) -> float:
+    net.eval()
+    right = 0
+    for batch in loader.clean(indices):
+        moved = batch.to(device)
+        right += int((net(moved.images).logits.argmax(1) == moved.target).sum())
+    return right / len(indices)
+
+
+def _ema(decay: float) -> Any:
+    """AveragedModel's rule: lerp towards the weights, ramped up so that the random start is soon forgotten."""
+
+    @torch.no_grad()
+    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - keep)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return average
+
+
+def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:
+    data = recipe.data
+    return Sampler(
+        labelled=manifest.indices("train", labelled=True),
+        unlabelled=manifest.indices("train", labelled=False),
+        batch=recipe.optim.batch,
+        unlabelled_share=data.unlabelled_share,
+        views=data.views,
+        seed=recipe.seed,
+    )
+
+
+def _gate(job: Job, run: Run) -> None:
+    """Hold every teacher against the gate; its words are kept in the Run, a refusal leaves no trained weights."""
+    if not job.distiller.teachers or job.distiller.teachers_learn:
+        return
+    alone = job.recipe.gate.student_alone
+    findings = [
+        gate.check(
+            net,
+            job.loader,
+            held_out=Run.open(spec.run) if spec.run else None,
+            alone=Run.open(alone) if alone else None,
+        )
+        for net, spec in zip(job.distiller.teachers, job.recipe.teachers, strict=True)
+        if isinstance(net, TimmNet)
+    ]
+    gate.decide(findings, run, job.recipe.gate.override)
+
+
+def _replayed(job: Job) -> Distiller:
+    """Where each photo has a fixed set of views, the frozen teachers' features are computed once and replayed."""
+    method, data = job.distiller, job.recipe.data
+    if data.views is None or not method.teachers or method.teachers_learn or method.teacher_stages:
+        return method
+    rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
+    nets: list[Net] = []
+    for net in method.teachers:
+        assert isinstance(net, TimmNet)
+        store = FeatureStore(net, job.loader, data.views)
+        store.require(rows)
+        nets.append(CachedTeacher(net, store))
+    return type(method)(method.task, job.student, nets, method.config)
+
+
+def _finish(job: Job, state: TrainState, run: Run) -> None:
+    """Keep the averaged weights and, for "nearest examples", what the net says of the photos it learned from."""
+    average = state.average.module if job.recipe.optim.ema else state.distiller.student
+    assert isinstance(average, TimmNet)
+    average.cpu().eval()
+    files_written = _examples(average, job)
+    with files.replacing(run.folder / "embeddings.npz") as temporary, temporary.open("wb") as out:
+        np.savez_compressed(out, allow_pickle=False, **files_written)
+    save_net(average, job.recipe, run)
+    run.checkpoint.unlink(missing_ok=True)
+
+
+def save_net(net: TimmNet, recipe: Recipe, run: Run) -> None:
+    """Write a net's weights under timm's own names; the file says its classes and its door. Marks the Run done."""
+    said = {
+        "task": recipe.task.name,
+        "classes": run.record()["classes"],
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "input_size": list(net.input_size),
+        "fit": recipe.data.fit,
+    }
+    weights = {name: value.detach().cpu().contiguous() for name, value in net.model.state_dict().items()}
+    with files.replacing(run.weights) as temporary:
+        save_file(weights, temporary, {"agrikd": json.dumps(said)})
+
+
+def _examples(net: TimmNet, job: Job) -> dict[str, NDArray[Any]]:
+    rows = job.manifest.indices("train", labelled=True)[:_KEPT_EXAMPLES]
+    with torch.inference_mode():
+        embeddings = [net(batch.images).embedding.numpy().astype(np.float16) for batch in job.loader.clean(rows)]
+    thumbnails = [image.resize(job.loader.cache[row], (_THUMBNAIL, _THUMBNAIL)) for row in rows]
+    target = job.loader.target[list(rows)].numpy()
+    paths = np.array([job.manifest.rows[row].path for row in rows])
+    return {"embedding": np.concatenate(embeddings), "thumbnail": np.stack(thumbnails), "target": target, "path": paths}
