@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
+stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 """Words go to stderr, results to stdout, so that `--json` can be piped."""
 
@@ -47,6 +49,14 @@ def track(items: Sequence[T] | Iterable[T], what: str, total: int | None = None,
             bar.advance(task)
 
 
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for work that calls back with (done, total)."""
+    with progress() as bar:
+        line = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)
+
+
 def say(text: str) -> None:
     """One line of words for the person at the terminal."""
     stderr.print(text, soft_wrap=True, markup=False)
@@ -60,3 +70,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], cap
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def complain(text: str) -> None:
+    """An error for a person: what, where, the way out."""
+    stderr.print(Text("error: ", style="bold red") + Text(text), soft_wrap=True)

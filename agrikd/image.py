@@ -5,6 +5,7 @@ Loader, predictor and camera all come through here, so that a model sees in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -53,6 +54,20 @@ def decode(data: bytes, where: str) -> Image:
 def read(path: Path) -> Image:
     """`decode` the file at `path`."""
     return decode(read_bytes(path), str(path))
+
+
+def read_all(paths: Sequence[Path]) -> list[Image]:
+    """`read` each; one `InputError` names all that cannot be read."""
+    images: list[Image] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            images.append(read(path))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return images
 
 
 def read_bytes(path: Path) -> bytes:

@@ -297,7 +297,7 @@ def _logsumexp(scores: Floats) -> Floats:
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
     """part / whole, 0 where whole is 0."""
-    return np.asarray(part / np.where(whole > 0, whole, np.inf), np.float64)
+    return np.asarray(part / np.where(whole > 0, whole, np.inf).astype(np.float64))
 
 
 def _macro_f1(hits: NDArray[Any], occurs: NDArray[Any], guessed: NDArray[Any]) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,6 +114,12 @@ def open_loader(recipe: Recipe, manifest: Manifest, nets: list[TimmNet]) -> Load
     cache = PixelCache(manifest, size, data.fit, data.cache_mb)
     target, labelled = open_task(recipe.task, manifest.classes).encode(manifest)
     return Loader(manifest, cache, Augment(data.augment, size), target, labelled)
+
+
+def use_cores(recipe: Recipe) -> None:
+    """Leave the loader's threads a core each: torch's threads and theirs hinder each other on a small machine."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - recipe.data.workers))
+    image.opencv().setNumThreads(1)
 
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest | None = None) -> Run:

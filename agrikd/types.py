@@ -87,3 +87,15 @@ class Prediction:
     candidates: tuple[int, ...]
     unsure: bool | None
     unknown: bool | None
+
+    def to_json(self, photo: str, classes: tuple[str, ...]) -> dict[str, Any]:
+        """The answer in words, with all classes' probabilities."""
+        remarks = ("not a plant I know", self.unknown), ("unsure", self.unsure)
+        return {
+            "photo": photo,
+            "says": classes[self.top],
+            "probability": float(self.probabilities[self.top]),
+            "candidates": [classes[c] for c in self.candidates],
+            "remark": ", ".join(words for words, holds in remarks if holds),
+            "probabilities": {name: float(p) for name, p in zip(classes, self.probabilities, strict=True)},
+        }

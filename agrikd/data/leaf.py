@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from agrikd.data.manifest import NOT_A_PLANT
 from agrikd.data.scenery import (
-    BACKGROUNDS,
     CAMERAS,
     SEASONS,
     Plane,
@@ -32,7 +31,10 @@ from agrikd.data.scenery import (
     noise,
     not_a_plant,
     photograph,
+    plain,
     polygon,
+    shade,
+    shifted,
     smoothstep,
     strokes,
 )
@@ -102,17 +104,17 @@ class Shape:
         side = np.asarray([-self.way[1], self.way[0]])
         out = across * self.breadth(along) * np.where(np.asarray(across) > 0, self.fold, 1.0)
         out = out + self.bend * self.length * 4 * along * (1 - along)
-        points: NDArray[np.float64] = (
-            self.centre + ((along - 0.5) * self.length)[:, None] * self.way + out[:, None] * side
-        )
+        ahead = (along - 0.5) * self.length
+        points: NDArray[np.float64] = self.centre + ahead[:, None] * self.way + out[:, None] * side
         return points
 
     def breadth(self, along: NDArray[Any]) -> NDArray[np.float64]:
         """Half the leaf's width in pixels."""
         inside = np.clip(along, 0, 1)
         peak = self.swell / (self.swell + self.taper)
-        profile: NDArray[np.float64] = inside**self.swell * (1 - inside) ** self.taper
-        return profile / (peak**self.swell * (1 - peak) ** self.taper) * self.width
+        most = peak**self.swell * (1 - peak) ** self.taper
+        half: NDArray[np.float64] = inside**self.swell * (1 - inside) ** self.taper / most * self.width
+        return half
 
 
 @dataclass
@@ -136,9 +138,10 @@ class Leaf:
 
     def places(self, count: int) -> NDArray[np.float64]:
         """Up to `count` points on the visible leaf, [N, 2] in pixels, even over its area."""
-        along = self.rng.uniform(0.02, 0.98, 4 * count)
-        keep = self.rng.random(4 * count) * self.shape.width < self.shape.breadth(along)
-        points = self.shape.at(along, self.rng.uniform(-0.95, 0.95, 4 * count))[keep]
+        tries = 64 + 4 * count
+        along = self.rng.uniform(0.02, 0.98, tries)
+        keep = self.rng.random(tries) * self.shape.width < self.shape.breadth(along)
+        points = self.shape.at(along, self.rng.uniform(-0.95, 0.95, tries))[keep]
         return self.visible(points)[:count]
 
     def visible(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -146,7 +149,8 @@ class Leaf:
         cells = np.floor(points).astype(int)
         inside = ((cells >= 0) & (cells < self.size)).all(1)
         x, y = np.clip(cells, 0, self.size - 1).T
-        return points[inside & (self.alpha[y, x] > 0.9)]
+        seen: NDArray[np.float64] = points[inside & (self.alpha[y, x] > 0.9)]
+        return seen
 
 
 def draw(spec: Spec) -> Sample:
@@ -155,6 +159,8 @@ def draw(spec: Spec) -> Sample:
     The same pixels on every run with the same OpenCV, numpy and kind of processor; other versions may round a
     pixel differently, and JPEG bytes differ more readily than pixels do.
     """
+    if spec.target not in (*DISEASES, NOT_A_PLANT):
+        raise ValueError(f"target is {spec.target!r}, expected one of {', '.join(DISEASES)}, {NOT_A_PLANT}")
     season, camera = SEASONS[spec.season], CAMERAS[spec.camera]
     # Photos count from 1 here: a trailing zero would give the plant's own stream again.
     photo = np.random.default_rng([spec.seed, spec.plant, spec.photo + 1])
@@ -168,9 +174,9 @@ def draw(spec: Spec) -> Sample:
     if spec.severity_pct > 0:
         DISEASES[spec.target](leaf, spec.severity_pct)
     scene = background(photo, spec.background, spec.size)
-    shadow = np.roll(leaf.alpha, tuple(round(spec.size * s) for s in photo.uniform(-0.03, 0.03, 2)), (0, 1))
-    mix(scene, np.zeros(3, np.float32), np.float32(photo.uniform(0.3, 0.7)) * blurred(shadow, spec.size * 0.015))
-    scene += leaf.alpha[..., None] * (leaf.colour - scene)
+    shadow = shifted(leaf.alpha, *photo.uniform(-0.03, 0.03, 2) * spec.size)
+    shade(scene, np.float32(photo.uniform(0.3, 0.7)) * blurred(shadow, spec.size * 0.015))
+    scene += leaf.alpha * (leaf.colour - scene)
     visible = leaf.alpha > 0.5
     lesions = visible & (leaf.damage >= VISIBLE)
     severity_pct = 100.0 * int(lesions.sum()) / max(int(visible.sum()), 1)
@@ -190,12 +196,12 @@ def draw(spec: Spec) -> Sample:
 def _grow(plant: Rng, photo: Rng, size: int, season: Season) -> Leaf:
     """A healthy leaf: the plant decides shape, teeth, veins and hue, the photo decides the pose."""
     angle = photo.uniform(0, 2 * np.pi)
-    length = size * photo.uniform(0.78, 1.08)
+    length = size * photo.uniform(0.85, 1.2)
     shape = Shape(
         centre=size * (0.5 + photo.normal(0, 0.04, 2)),
         way=np.asarray([np.cos(angle), np.sin(angle)]),
         length=length,
-        width=length * plant.uniform(0.18, 0.40),
+        width=length * plant.uniform(0.21, 0.40),
         swell=plant.uniform(0.45, 0.85),
         taper=plant.uniform(0.6, 1.2),
         bend=photo.normal(0, 0.04),
@@ -203,15 +209,16 @@ def _grow(plant: Rng, photo: Rng, size: int, season: Season) -> Leaf:
     )
     alpha = _outline(plant, shape, size)
     lush = ((66, 118, 46), (52, 104, 58), (92, 134, 52), (44, 84, 40), (110, 140, 70))[plant.integers(5)]
-    colour: Scene = np.tile(near(plant, lush, 0.10), (size, size, 1))
-    colour *= (1 + 0.09 * noise(photo, size, 4, 3) + 0.04 * noise(photo, size, 48, 2))[..., None]
+    colour = plain(near(plant, lush, 0.10), size)
+    colour *= 1 + np.float32(0.09) * noise(photo, size, 4, 3) + np.float32(0.04) * noise(photo, size, 48, 2)
     veins = _veins(plant, shape, size)
-    yellowing = season.yellowing + 0.35 * plant.beta(1, 3) + 0.12 * noise(photo, size, 3, 2) - 0.15 * veins
-    mix(colour, near(plant, (186, 172, 70), 0.08), np.clip(yellowing, 0, 0.75) * alpha)
+    yellowing = np.float32(0.12) * noise(photo, size, 3, 2) - np.float32(0.15) * veins
+    yellowing += np.float32(season.yellowing + 0.35 * plant.beta(1, 3))
+    mix(colour, near(plant, (180, 166, 76), 0.08), np.clip(yellowing, 0, 0.75))
     half = np.linspace(0, 1, 24)
     lit = polygon(size, np.concatenate([shape.at(half, 0.0), shape.at(half[::-1], 1.3)]))
-    colour *= (1 + photo.uniform(-0.16, 0.16) * blurred(lit, size * 0.004))[..., None]
-    colour *= (1 - 0.22 * (blurred(veins, size * 0.012) - 0.4 * veins))[..., None]
+    shade(colour, np.float32(photo.uniform(-0.16, 0.16)) * blurred(lit, size * 0.004))
+    shade(colour, np.float32(0.22) * blurred(veins, size * 0.012) - np.float32(0.09) * veins)
     mix(colour, near(plant, (168, 188, 118), 0.06), np.float32(plant.uniform(0.25, 0.6)) * veins)
     return Leaf(photo, shape, alpha, colour, np.zeros((size, size), np.float32))
 
@@ -225,7 +232,8 @@ def _outline(plant: Rng, shape: Shape, size: int) -> Plane:
     left, right = shape.at(along, -margin - ripple[0]), shape.at(along, margin + ripple[1])
     blade = polygon(size, np.concatenate([left, right[::-1]]))
     stalk = strokes(size, [shape.at(np.linspace(-0.2, 0.02, 6), 0.0)], max(1, round(size * 0.014)))
-    return np.maximum(blade, stalk)
+    whole: Plane = np.maximum(blade, stalk)
+    return whole
 
 
 def _veins(plant: Rng, shape: Shape, size: int) -> Plane:
@@ -239,7 +247,8 @@ def _veins(plant: Rng, shape: Shape, size: int) -> Plane:
             lines.append(shape.at(np.minimum(along, 0.98), side * run))
     fine = strokes(size, lines, max(1, round(size / 256)))
     middle = strokes(size, [shape.at(np.linspace(0, 0.97, 16), 0.0)], max(1, round(size * 0.009)))
-    return np.maximum(0.6 * fine, middle)
+    both: Plane = np.maximum(np.float32(0.6) * fine, middle)
+    return both
 
 
 def _weather(leaf: Leaf) -> None:
@@ -268,10 +277,10 @@ def _rust(leaf: Leaf, severity_pct: float) -> None:
     swarms = leaf.places(int(rng.integers(3, 9)))
     around = swarms[rng.integers(len(swarms), size=1500)] + rng.normal(0, 0.075 * size, (1500, 2))
     points = rng.permutation(np.concatenate([leaf.visible(around), leaf.places(250)]))
-    points, radii = _until(leaf, severity_pct, points, rng.uniform(0.0035, 0.0095, len(points)) * size)
+    points, radii = _until(leaf, severity_pct, points, rng.uniform(0.0045, 0.0105, len(points)) * size)
     leaf.infect(near(rng, (196, 176, 70)), 0.25 * discs(size, points, radii * 1.9))
-    leaf.infect(near(rng, (158, 84, 34), 0.16), 0.9 * discs(size, points, radii))
-    mix(leaf.colour, near(rng, (204, 116, 44), 0.1), 0.6 * discs(size, points - radii[:, None] * 0.2, radii * 0.5))
+    leaf.infect(near(rng, (150, 86, 40), 0.16), 0.9 * discs(size, points, radii))
+    mix(leaf.colour, near(rng, (196, 120, 54), 0.12), 0.6 * discs(size, points - radii[:, None] * 0.2, radii * 0.5))
 
 
 def _leaf_spot(leaf: Leaf, severity_pct: float) -> None:
@@ -279,7 +288,7 @@ def _leaf_spot(leaf: Leaf, severity_pct: float) -> None:
     rng, size = leaf.rng, leaf.size
     points = leaf.places(400)
     age = min(severity_pct / 15, 1.0)
-    radii = size * (0.006 + (0.007 + 0.024 * age) * rng.beta(1.2, 2.0, len(points)))
+    radii = size * (0.007 + (0.008 + 0.026 * age) * rng.beta(1.2, 2.0, len(points)))
     points, radii = _until(leaf, severity_pct, points, radii)
     leaf.infect(near(rng, (176, 160, 74)), 0.25 * discs(size, points, radii * 1.5))
     leaf.infect(near(rng, (104, 62, 40), 0.2), 0.9 * discs(size, points, radii))
@@ -305,12 +314,10 @@ def _mildew(leaf: Leaf, severity_pct: float) -> None:
     rng, size = leaf.rng, leaf.size
     field = _patches(leaf, int(rng.integers(2, 9)), 0.18) + 0.14 * noise(rng, size, 8, 3)
     edge = _edge(leaf, field, severity_pct)
-    cover = smoothstep(field, edge - 0.22, edge + 0.30)
-    thick = np.float32(rng.uniform(0.55, 0.9))
-    powder = np.clip(thick + 0.16 * noise(rng, size, 64, 2), 0.1, 1)
-    mix(leaf.colour, near(rng, (216, 218, 208), 0.05), cover * powder)
-    # Powder has no rim: half of its rise is where it counts as a lesion.
-    np.maximum(leaf.damage, cover * np.float32(2 * VISIBLE) * (field >= edge), out=leaf.damage)
+    powder = np.float32(rng.uniform(0.5, 0.9)) + np.float32(0.16) * noise(rng, size, 64, 2)
+    cover = smoothstep(field, edge - 0.22, edge + 0.30) * np.clip(powder, 0.1, 1)
+    mix(leaf.colour, near(rng, (216, 218, 208), 0.05), cover)
+    leaf.damage = (field >= edge).astype(np.float32)  # powder has no rim; here it covers about VISIBLE
 
 
 DISEASES: dict[str, Callable[[Leaf, float], None]] = {
@@ -328,7 +335,8 @@ def _until(
     """The first lesions whose areas sum to the severity, at least one; no radius below 1 pixel."""
     radii = np.maximum(radii, 1.0)
     goal = severity_pct / 100 * float(leaf.alpha.sum())
-    count = max(1, int(np.searchsorted(np.cumsum(np.pi * radii**2), goal)))
+    drawn = np.pi * (radii + 0.35) ** 2  # a disc's soft rim counts as well
+    count = max(1, int(np.searchsorted(np.cumsum(drawn), goal)))
     return points[:count], radii[:count]
 
 
@@ -340,7 +348,8 @@ def _patches(leaf: Leaf, count: int, reach: float) -> Plane:
     for x, y in leaf.places(count) / size:
         distance = (axis - np.float32(x)) ** 2 + (axis[:, None] - np.float32(y)) ** 2
         np.minimum(nearest, distance * np.float32(rng.uniform(0.6, 2.2)), out=nearest)
-    return -np.sqrt(nearest) / np.float32(reach)
+    np.sqrt(nearest, out=nearest)
+    return nearest * np.float32(-1 / reach)
 
 
 def _edge(leaf: Leaf, field: Plane, severity_pct: float) -> float:

@@ -1,13 +1,14 @@
 """What stands around a drawn leaf: the ground, the light, the camera, and pictures of no plant at all.
 
-A scene is float32 [H, W, 3] RGB, 0 to 1, before the camera; a plane is float32 [H, W]. Nothing here is measured
-from real photos: the numbers were chosen by eye, so that a person recognises what is drawn.
+A scene is float32 [3, H, W] RGB, 0 to 1, before the camera (planes, so that a mask spreads over them quickly); a
+plane is float32 [H, W]. Nothing here is measured from real photos: the numbers were chosen by eye, so that a
+person recognises what is drawn.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,8 @@ SEASONS = {
     "2026": Season(yellowing=0.38, light=1.18, warmth=1.10, severity_pct=9.0),
 }
 CAMERAS = {
-    "phone": Camera(white_balance=(1.00, 1.00, 1.00), blur=0.0022, noise=0.020, vignette=0.10),
-    "field_camera": Camera(white_balance=(0.90, 1.00, 1.13), blur=0.0050, noise=0.048, vignette=0.40),
+    "phone": Camera(white_balance=(1.00, 1.00, 1.00), blur=0.0020, noise=0.012, vignette=0.10),
+    "field_camera": Camera(white_balance=(0.90, 1.00, 1.13), blur=0.0048, noise=0.040, vignette=0.40),
 }
 
 
@@ -62,23 +63,43 @@ def noise(rng: Rng, size: int, cells: int, octaves: int = 1) -> Plane:
     """A smooth random plane of about zero mean and unit spread, with `cells` bumps along a side; every further
     octave is twice as fine and half as strong."""
     cv2 = opencv()
-    total: Plane = np.zeros((size, size), np.float32)
-    for octave in range(octaves):
+    total: Plane = rng.standard_normal((cells, cells), np.float32)
+    for octave in range(1, octaves):
         side = cells * 2**octave
-        grid = rng.standard_normal((side, side), np.float32) * np.float32(0.5**octave)
-        total += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
-    return total
+        fine = rng.standard_normal((side, side), np.float32) * np.float32(0.5**octave)
+        total = cv2.resize(total, (side, side), interpolation=cv2.INTER_CUBIC) + fine
+    whole: Plane = cv2.resize(total, (size, size), interpolation=cv2.INTER_CUBIC)
+    return whole
 
 
-def near(rng: Rng, colour: tuple[int, int, int], spread: float = 0.08) -> Colour:
-    """A colour (0 to 255) as floats 0 to 1, a little lighter or darker, a little to one side."""
-    shifted = np.asarray(colour, np.float32) / 255 * np.exp(rng.normal(0, spread) + rng.normal(0, spread / 3, 3))
-    return np.clip(shifted, 0, 1).astype(np.float32)
+def near(rng: Rng, colour: Sequence[int] | NDArray[Any], spread: float = 0.08) -> Colour:
+    """A colour (0 to 255) as floats 0 to 1, a little lighter or darker, a little to one side; or many, [N, 3]."""
+    base = np.asarray(colour, np.float64) / 255
+    shift = rng.normal(0, spread, (*base.shape[:-1], 1)) + rng.normal(0, spread / 3, base.shape)
+    return np.minimum(base * np.exp(shift), 1).astype(np.float32)
+
+
+def plain(colour: Colour, size: int) -> Scene:
+    """A scene of one colour."""
+    return np.full((3, size, size), colour[:, None, None], np.float32)
 
 
 def mix(scene: Scene, colour: Colour, weight: Plane) -> None:
     """Lay `colour` over `scene` in place, where `weight` (0 to 1) says how opaque it is."""
-    scene += weight[..., None] * (colour - scene)
+    for channel, value in enumerate(colour):
+        scene[channel] += weight * (value - scene[channel])
+
+
+def shade(scene: Scene, weight: Plane) -> None:
+    """Darken in place: 0 leaves the light, 1 takes it."""
+    scene *= 1 - weight
+
+
+def shifted(plane: Plane, right: float, down: float) -> Plane:
+    """The plane moved by whole pixels, zero where nothing came from."""
+    move = np.asarray([[1, 0, round(right)], [0, 1, round(down)]], np.float32)
+    moved: Plane = opencv().warpAffine(plane, move, plane.shape[::-1], flags=opencv().INTER_NEAREST)
+    return moved
 
 
 def smoothstep(value: Plane, low: float, high: float) -> Plane:
@@ -128,31 +149,32 @@ def strokes(size: int, lines: list[NDArray[Any]], thickness: int) -> Plane:
 
 def background(rng: Rng, name: str, size: int) -> Scene:
     """The ground of that name, a little out of focus."""
-    scene: Scene = opencv().GaussianBlur(BACKGROUNDS[name](rng, size), (0, 0), size * rng.uniform(0.002, 0.009))
-    return scene
+    return _each_blurred(BACKGROUNDS[name](rng, size), size * rng.uniform(0.002, 0.009))
 
 
 def photograph(rng: Rng, scene: Scene, season: Season, camera: Camera) -> Image:
     """What the camera makes of the scene: the day's light, shade, vignette, blur, sensor noise. No pixel moves."""
-    size = len(scene)
-    gain = season.light * np.exp(rng.normal(0, 0.2))
+    size = scene.shape[1]
     warmth = season.warmth * np.exp(rng.normal(0, 0.06))
-    tint = np.asarray(camera.white_balance) * (warmth, 1.0, 1 / warmth) * np.exp(rng.normal(0, 0.03, 3))
+    tint = np.asarray(camera.white_balance) * (warmth, 1.0, 1 / warmth) * np.exp(rng.normal(0, 0.04, 3))
     side = np.linspace(-1, 1, size, dtype=np.float32)
-    slope_x, slope_y = rng.normal(0, 0.12, 2)
-    field = 1 + slope_x * side + slope_y * side[:, None]
-    field = field - field * camera.vignette * (side**2 + side[:, None] ** 2) / 2
+    slope_x, slope_y = rng.normal(0, 0.12, 2).astype(np.float32)
+    field = np.float32(season.light * np.exp(rng.normal(0, 0.16))) * (1 + slope_x * side + slope_y * side[:, None])
+    field *= 1 - np.float32(camera.vignette / 2) * (side**2 + side[:, None] ** 2)
     if rng.random() < 0.35:  # the shade of other leaves
-        field = field * (1 - rng.uniform(0.2, 0.5) * smoothstep(noise(rng, size, 4, 2), 0.1, 0.9))
-    seen = scene * (field * gain).astype(np.float32)[..., None] * tint.astype(np.float32)
-    seen = opencv().GaussianBlur(seen, (0, 0), max(size * camera.blur * rng.uniform(0.7, 1.6), 0.3))
-    contrast = np.float32(rng.uniform(0.85, 1.15) * 255)
+        field *= 1 - np.float32(rng.uniform(0.2, 0.5)) * smoothstep(noise(rng, size, 4, 2), 0.1, 0.9)
+    seen = scene * field
+    seen *= tint.astype(np.float32)[:, None, None]
+    seen = _each_blurred(seen, size * camera.blur * rng.uniform(0.7, 1.6))
+    contrast, level = rng.uniform(0.85, 1.15), rng.uniform(0.6, 1.4) * camera.noise
     # The sum of two bytes has a triangular spread of 104: near enough to a bell, and ten times faster.
-    grain = rng.integers(0, 256, (2, *seen.shape), np.uint8).astype(np.uint16).sum(0, np.uint16)
-    level = np.float32(camera.noise * rng.uniform(0.6, 1.4) * 255 / 104)
-    exposed = (seen - np.float32(0.4)) * contrast + np.float32(0.4 * 255)
-    exposed += (grain.astype(np.float32) - np.float32(255)) * level
-    return np.clip(exposed, 0, 255).astype(np.uint8)
+    grain = rng.integers(0, 256, (2, *seen.shape), np.uint8).astype(np.float32)
+    grain = grain[0] + grain[1]
+    grain *= np.float32(level * 255 / 104)
+    seen *= np.float32(contrast * 255)
+    seen += grain
+    seen += np.float32(0.4 * (1 - contrast) * 255 - level * 255 / 104 * 255)
+    return np.ascontiguousarray(np.clip(seen, 0, 255, out=seen).astype(np.uint8).transpose(1, 2, 0))
 
 
 def not_a_plant(rng: Rng, size: int) -> tuple[Scene, str]:
@@ -161,54 +183,63 @@ def not_a_plant(rng: Rng, size: int) -> tuple[Scene, str]:
     return OTHERS[kind](rng, size), kind
 
 
+def _each_blurred(scene: Scene, sigma: float) -> Scene:
+    return np.stack([blurred(plane, sigma) for plane in scene])
+
+
+def _any_background(rng: Rng, size: int) -> Scene:
+    return background(rng, tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], size)
+
+
 def _soil(rng: Rng, size: int) -> Scene:
-    height = noise(rng, size, 6, 5)
-    relief = (height - np.roll(height, 2, (0, 1))) * np.float32(size / 256)  # lit from one corner
-    colour = near(rng, ((112, 84, 60), (140, 112, 84), (92, 74, 62))[rng.integers(3)], 0.15)
-    return colour * (1 + 0.10 * height + 0.55 * relief)[..., None].astype(np.float32)
+    height = noise(rng, size + 2, 6, 5)
+    relief = (height[2:, 2:] - height[:-2, :-2]) * np.float32(size / 256)  # lit from one corner
+    scene = plain(near(rng, ((112, 84, 60), (140, 112, 84), (92, 74, 62))[rng.integers(3)], 0.15), size)
+    scene *= 1 + np.float32(0.10) * height[1:-1, 1:-1] + np.float32(0.55) * relief
+    return scene
 
 
 def _straw(rng: Rng, size: int) -> Scene:
-    return _litter(rng, _soil(rng, size) * np.float32(0.6), ((196, 170, 112), (170, 140, 88), (214, 196, 150)), 120)
+    stalks = ((196, 170, 112), (170, 140, 88), (214, 196, 150))
+    return _litter(rng, _soil(rng, size) * np.float32(0.6), stalks, 90)
 
 
 def _grass(rng: Rng, size: int) -> Scene:
-    scene = _soil(rng, size) * np.asarray((0.45, 0.6, 0.4), np.float32)
-    return _litter(rng, scene, ((74, 112, 50), (96, 134, 62), (58, 92, 46), (132, 146, 80)), 150)
+    scene = _soil(rng, size) * np.asarray((0.55, 0.75, 0.5), np.float32)[:, None, None]
+    return _litter(rng, scene, ((84, 122, 56), (106, 144, 68), (66, 100, 50), (142, 154, 86)), 120)
 
 
 def _table(rng: Rng, size: int) -> Scene:
-    grain = 1 + 0.03 * noise(rng, size, 3, 2) + 0.02 * noise(rng, size, 96)
-    return near(rng, (150, 150, 152), 0.25) * grain[..., None].astype(np.float32)
+    scene = plain(near(rng, (150, 150, 152), 0.25), size)
+    scene *= 1 + np.float32(0.03) * noise(rng, size, 3, 2) + np.float32(0.02) * noise(rng, size, 96)
+    return scene
 
 
 def _litter(rng: Rng, scene: Scene, colours: tuple[tuple[int, int, int], ...], count: int) -> Scene:
     """Thin blades strewn over the ground, lying roughly one way."""
     cv2 = opencv()
-    size = len(scene)
-    paper = np.clip(scene * 255, 0, 255).astype(np.uint8)
-    lie = rng.uniform(0, np.pi)
-    angles = lie + rng.normal(0, 0.7, count)
-    reach = rng.uniform(0.08, 0.28, count) * size
+    size = scene.shape[1]
+    paper = np.ascontiguousarray(np.clip(scene * 255, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    angles = rng.uniform(0, np.pi) + rng.normal(0, 0.7, count)
     way = np.stack([np.cos(angles), np.sin(angles)], 1)
     start = rng.uniform(-0.1, 1.1, (count, 2)) * size
-    width = rng.uniform(0.004, 0.011, count) * size
-    side = np.stack([-way[:, 1], way[:, 0]], 1) * width[:, None]
-    blades = np.stack([start - side, start + side, start + way * reach[:, None]], 1)
-    for blade in fixed(blades):
-        colour = (near(rng, colours[rng.integers(len(colours))], 0.16) * 255).tolist()
-        cv2.fillPoly(paper, [blade + int(width.mean() * 14)], [c * 0.3 for c in colour], cv2.LINE_AA, _SUBPIXEL)
-        cv2.fillPoly(paper, [blade], colour, cv2.LINE_AA, _SUBPIXEL)
-    return paper.astype(np.float32) / np.float32(255)
+    side = way[:, ::-1] * (-1, 1) * rng.uniform(0.004, 0.011, (count, 1)) * size
+    tip = start + way * rng.uniform(0.08, 0.28, (count, 1)) * size
+    blades = fixed(np.stack([start - side, start + side, tip], 1))
+    shadows = blades + fixed(np.asarray(0.007 * size))
+    inks = near(rng, np.asarray(colours)[rng.integers(len(colours), size=count)], 0.16) * 255
+    for blade, shadow, ink in zip(blades, shadows, inks.tolist(), strict=True):
+        cv2.fillPoly(paper, [shadow], [value * 0.3 for value in ink], cv2.LINE_AA, _SUBPIXEL)
+        cv2.fillPoly(paper, [blade], ink, cv2.LINE_AA, _SUBPIXEL)
+    return np.ascontiguousarray(paper.transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
 def _sky(rng: Rng, size: int) -> Scene:
-    height = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
-    top, low = near(rng, (72, 120, 190), 0.15), near(rng, (176, 204, 228), 0.06)
-    scene: Scene = np.repeat(top + (low - top) * height, size, 1)
+    height = np.linspace(0, 1, size, dtype=np.float32)[:, None]
+    scene = plain(near(rng, (72, 120, 190), 0.15), size)
+    mix(scene, near(rng, (176, 204, 228), 0.06), height)
     cover = rng.uniform(-0.6, 0.9)
-    cloud = noise(rng, size, 3, 5)
-    mix(scene, near(rng, (238, 238, 240), 0.05), smoothstep(cloud, cover, cover + 1.4))
+    mix(scene, near(rng, (238, 238, 240), 0.05), smoothstep(noise(rng, size, 3, 5), cover, cover + 1.4))
     return scene
 
 
@@ -216,92 +247,81 @@ def _ground(rng: Rng, size: int) -> Scene:
     scene = _soil(rng, size)
     count = rng.integers(0, 14)
     centres, radii = rng.uniform(0, size, (count, 2)), rng.uniform(0.015, 0.07, count) * size
-    mix(scene, np.zeros(3, np.float32), 0.5 * discs(size, centres + 0.015 * size, radii))
+    shade(scene, 0.5 * discs(size, centres + 0.015 * size, radii))
     mix(scene, near(rng, (150, 142, 134), 0.2), discs(size, centres, radii) * (0.85 + 0.1 * noise(rng, size, 24)))
     return scene
 
 
 def _hand(rng: Rng, size: int) -> Scene:
-    scene = background(rng, tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], size)
-    turn = rng.uniform(0, 2 * np.pi)
-    scale = size * rng.uniform(0.75, 1.1)
-    wrist = size * rng.uniform(0.42, 0.58, 2)
-    fan = turn + np.asarray([-1.15, -0.36, -0.12, 0.12, 0.36]) + rng.normal(0, 0.04, 5)
+    scene = _any_background(rng, size)
+    scale = size * rng.uniform(0.8, 1.2)
+    palm = size * rng.uniform(0.42, 0.58, 2)
+    spread = rng.uniform(0.16, 0.32)
+    fan = rng.uniform(0, 2 * np.pi) + spread * np.asarray([-3.6, -1.5, -0.5, 0.5, 1.5]) + rng.normal(0, 0.04, 5)
     way = np.stack([np.cos(fan), np.sin(fan)], 1)
-    reach = scale * np.asarray([0.30, 0.45, 0.50, 0.47, 0.38])[:, None]
-    root = wrist + way * scale * 0.12
-    body = strokes(
-        size, [np.stack([a, b]) for a, b in zip(root, wrist + way * reach, strict=True)], round(scale * 0.085)
-    )
-    palm = strokes(size, [np.stack([wrist, wrist - 0.8 * scale * way.mean(0)])], round(scale * 0.2))
-    body = np.maximum(
-        np.maximum(body, palm), discs(size, wrist[None] + way[2] * scale * 0.07, np.asarray([scale * 0.17]))
-    )
+    tips = palm + way * scale * np.asarray([0.30, 0.45, 0.50, 0.47, 0.38])[:, None]
+    roots = palm + way * scale * np.asarray([0.05, 0.10, 0.10, 0.10, 0.10])[:, None]
+    arm = palm - (way[2] + way[3]) * scale
+    body = strokes(size, list(np.stack([roots, tips], 1)), max(2, round(scale * 0.07)))
+    body = np.maximum(body, strokes(size, [np.stack([palm, arm])], max(2, round(scale * 0.16))))
+    body = np.maximum(body, discs(size, palm[None], np.asarray([scale * 0.145])))
     skin = near(rng, ((224, 172, 140), (190, 132, 98), (128, 84, 60), (86, 58, 44))[rng.integers(4)], 0.08)
-    mix(scene, np.zeros(3, np.float32), 0.45 * blurred(body, size * 0.03))
+    shade(scene, 0.45 * blurred(body, size * 0.03))
     mix(scene, skin, body)
-    rim = np.clip(1 - blurred(body, size * 0.02), 0, 1) * body
-    mix(scene, skin * np.float32(0.45), np.clip(rim * 1.4, 0, 1))
-    return scene * (1 + 0.03 * noise(rng, size, 40))[..., None].astype(np.float32)
+    shade(scene, body * np.clip(1.1 - 1.1 * blurred(body, size * 0.02), 0, 1))
+    scene *= 1 + np.float32(0.03) * noise(rng, size, 40)
+    return scene
 
 
 def _tool(rng: Rng, size: int) -> Scene:
-    scene = background(rng, tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], size)
-    angle = rng.uniform(0, np.pi)
+    scene = _any_background(rng, size)
+    angle = rng.uniform(0, 2 * np.pi)
     way = np.asarray([np.cos(angle), np.sin(angle)])
-    side = np.asarray([-way[1], way[0]])
-    neck = size * (0.5 + rng.normal(0, 0.06, 2)) + way * size * 0.1
+    neck = size * rng.normal(0.5, 0.06, 2)
+    side = way[::-1] * (-1, 1) * rng.uniform(0.08, 0.2) * size
+    tip = neck + way * rng.uniform(0.2, 0.36) * size
     handle = strokes(size, [np.stack([neck, neck - way * size])], max(2, round(size * rng.uniform(0.04, 0.08))))
-    spread, length = rng.uniform(0.08, 0.2) * size, rng.uniform(0.2, 0.36) * size
-    tip = neck + way * length
-    blade = polygon(
-        size,
-        np.stack([neck - side * spread, neck + side * spread, tip + side * spread * 0.7, tip - side * spread * 0.7]),
-    )
-    mix(
-        scene,
-        np.zeros(3, np.float32),
-        0.5 * blurred(np.roll(np.maximum(handle, blade), round(size * 0.02), (0, 1)), size * 0.012),
-    )
+    blade = polygon(size, np.stack([neck - side, neck + side, tip + side * 0.7, tip - side * 0.7]))
+    both = np.maximum(handle, blade)
+    shade(scene, 0.5 * blurred(shifted(both, size * 0.02, size * 0.02), size * 0.012))
     mix(scene, near(rng, ((150, 104, 62), (40, 40, 44), (190, 60, 40), (60, 120, 70))[rng.integers(4)]), handle)
-    metal = np.clip(0.85 + 0.12 * noise(rng, size, 5), 0, 1)
-    mix(scene, near(rng, (156, 160, 166), 0.15), blade * metal)
+    gloss = np.clip(0.85 + np.float32(0.12) * noise(rng, size, 5), 0, 1)
+    mix(scene, near(rng, (156, 160, 166), 0.15), blade * gloss)
     return scene
 
 
 def _cloth(rng: Rng, size: int) -> Scene:
     axis = np.arange(size, dtype=np.float32) / size
     angle, waves = rng.uniform(0, np.pi / 2), rng.uniform(3, 12)
-    fold = 0.02 * noise(rng, size, 3, 2)
-    along = axis * np.cos(angle) + axis[:, None] * np.sin(angle) + fold
-    across = axis[:, None] * np.cos(angle) - axis * np.sin(angle) + fold
-    checks = np.sin(2 * np.pi * waves * along)
+    fold = noise(rng, size + 2, 3, 2)
+    crease = np.float32(0.02) * fold[1:-1, 1:-1]
+    checks = np.sin(2 * np.pi * waves * (axis * np.cos(angle) + axis[:, None] * np.sin(angle) + crease))
     if rng.random() < 0.6:
-        checks = checks * np.sin(2 * np.pi * waves * across)
-    first, second = near(rng, tuple(rng.integers(30, 230, 3))), near(rng, tuple(rng.integers(30, 230, 3)))
-    scene: Scene = np.tile(first, (size, size, 1))
-    mix(scene, second, smoothstep(checks.astype(np.float32), -0.1, 0.1))
-    return scene * (1 + 4 * (fold - np.roll(fold, 3, (0, 1))))[..., None].astype(np.float32)
+        checks *= np.sin(2 * np.pi * waves * (axis[:, None] * np.cos(angle) - axis * np.sin(angle) + crease))
+    first, second = near(rng, rng.integers(30, 230, (2, 3)))
+    scene = plain(first, size)
+    mix(scene, second, smoothstep(checks, -0.1, 0.1))
+    scene *= 1 + np.float32(size / 256) * (fold[2:, 2:] - fold[:-2, :-2])
+    return scene
 
 
 def _sign(rng: Rng, size: int) -> Scene:
     cv2 = opencv()
-    scene = background(rng, tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], size)
-    low, high = size * rng.uniform(0.06, 0.22, 2), size * rng.uniform(0.78, 0.94, 2)
-    board = np.asarray([low, (high[0], low[1]), high, (low[0], high[1])]) + rng.normal(0, 0.02 * size, (4, 2))
+    scene = _any_background(rng, size)
+    left, top = size * rng.uniform(0.06, 0.22, 2)
+    right, bottom = size * rng.uniform(0.78, 0.94, 2)
+    board = np.asarray([(left, top), (right, top), (right, bottom), (left, bottom)])
     colours = ((236, 232, 220), (240, 200, 40), (40, 110, 70), (180, 40, 36), (40, 70, 140))
-    ground = near(rng, colours[rng.integers(len(colours))])
+    paint = near(rng, colours[rng.integers(len(colours))])
     ink = np.zeros((size, size), np.uint8)
     lines = rng.integers(1, 5)
     for line in range(lines):
         text = "".join(rng.choice(list(string.ascii_uppercase + string.digits), rng.integers(3, 8)))
-        y = low[1] + (line + 0.75) * (high[1] - low[1]) / lines
+        start = (round(left + 0.05 * size), round(top + (line + 0.75) * (bottom - top) / lines))
         scale = size / 256 * rng.uniform(0.9, 1.4)
-        cv2.putText(
-            ink, text, (round(low[0] + 0.05 * size), round(y)), 0, scale, 255, max(1, round(2.5 * scale)), cv2.LINE_AA
-        )
-    mix(scene, ground, polygon(size, board))
-    mix(scene, np.full(3, float(ground.mean() < 0.5), np.float32), 0.85 * ink.astype(np.float32) / np.float32(255))
+        cv2.putText(ink, text, start, 0, scale, 255, max(1, round(2.5 * scale)), cv2.LINE_AA)
+    mix(scene, paint, polygon(size, board + rng.normal(0, 0.02 * size, (4, 2))))
+    mix(scene, np.full(3, paint.mean() < 0.5, np.float32), ink.astype(np.float32) * np.float32(0.85 / 255))
     return scene
 
 

@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from agrikd import files
+from agrikd import files, image
+from agrikd.data import manifest as manifests
 from agrikd.errors import MissingExtraError
 from agrikd.export import parity
 from agrikd.export.parity import Parity
 from agrikd.nets.from_timm import TimmNet
 from agrikd.predict.ort import OrtPredictor
 from agrikd.predict.torch import TorchPredictor
+from agrikd.run import Run
 from agrikd.types import Image, ModelSpec
 
 OPSET = 16
@@ -37,6 +39,14 @@ def export(source: TorchPredictor, path: Path, images: Sequence[Image]) -> Parit
         found = parity.compare(source, OrtPredictor(temporary), images)
         parity.require(found, path.name)
     return found
+
+
+def export_run(folder: Path, path: Path, count: int) -> Parity:
+    """`export` a Run, compared on `count` of its own photos: those of test first, then val, then train."""
+    run = Run.open(folder)
+    manifest = manifests.read(run.recipe.data.manifest, run.recipe.data.root)
+    rows = [row for split in ("test", "val", "train") for row in manifest.indices(split)]
+    return export(TorchPredictor.from_run(folder), path, image.read_all([manifest.file(row) for row in rows[:count]]))
 
 
 class _Exported(nn.Module):

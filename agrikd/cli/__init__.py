@@ -1,0 +1,59 @@
+"""The command line: `agrikd VERB`. A file a group of verbs; heavy imports wait inside the verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from agrikd import __version__, console
+from agrikd.cli import data, doctor, lab, models
+from agrikd.errors import AgriKDError
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """A user's mistake is a message and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AgriKDError as error:
+            console.complain(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.complain("interrupted; what was finished is kept, and the same command with --resume goes on")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Distil large teachers into small students on small plant datasets. Start with: agrikd demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agrikd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+for group in (doctor, data, lab, models):
+    group.register(app)
+
+
+def main() -> None:
+    app()

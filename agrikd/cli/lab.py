@@ -1,0 +1,137 @@
+"""The verbs of the lab: teach, distill, calibrate, evaluate, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agrikd import console
+from agrikd.cli._options import AsJson, Overrides, RecipeFile, Resume, RunFolder, runs_folder, show, with_flags
+
+Out = Annotated[Path | None, typer.Option(help="The Run folder to make [runs/NAME beside the recipe].")]
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (teach, distill, calibrate, evaluate, compare):
+        app.command()(verb)
+
+
+def teach(recipe: RecipeFile, out: Out = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Tune the recipe's first teacher on the labelled photos, in stages, each kept only if it helps.
+
+    Example: agrikd teach recipe.yaml
+    """
+    from agrikd import teach as teaching
+    from agrikd import train
+
+    made = train.load(recipe, tuple(overrides or ()))
+    train.use_cores(made)
+    run = teaching.teach(made, out or runs_folder(recipe, f"{made.name}-teacher"))
+    said = run.record()
+    rows = [
+        (s["stage"], f"{s['accuracy']:.3f}", f"{s['nll']:.3f}", "kept" if s["kept"] else "–") for s in said["stages"]
+    ]
+    show(as_json, {"run": str(run.folder), **said}, str(run.folder), ("stage", "accuracy", "log loss", ""), rows)
+    console.say(f"next: agrikd distill {recipe} --teacher {run.folder}")
+
+
+def distill(
+    recipe: RecipeFile,
+    teacher: Annotated[
+        list[Path] | None, typer.Option(help="A taught teacher's Run, in place of the recipe's.")
+    ] = None,
+    alone: Annotated[Path | None, typer.Option(help="A Run of the student alone, which the teacher must beat.")] = None,
+    override_gate: Annotated[str | None, typer.Option(help="A reason to go on with a refused teacher.")] = None,
+    out: Out = None,
+    resume: Resume = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the recipe's student by the recipe's method (with --set method.name=none: on hard labels alone).
+
+    Example: agrikd distill recipe.yaml --teacher runs/coffee-teacher
+    """
+    from agrikd import train
+
+    made = train.load(recipe, with_flags(overrides, teacher, alone, override_gate))
+    train.use_cores(made)
+    run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume)
+    last = run.history()[-1]
+    rows = [(name, f"{value:.4g}") for name, value in last.items()]
+    show(as_json, {"run": str(run.folder), **last}, str(run.folder), ("last steps", ""), rows)
+    console.say(f"next: agrikd calibrate {run.folder}")
+
+
+def calibrate(
+    run: RunFolder,
+    target_risk: Annotated[float, typer.Option(help="Error allowed among the answers that are not 'unsure'.")] = 0.1,
+    coverage: Annotated[float, typer.Option(help="How often the candidate set must hold the truth.")] = 0.9,
+    known_kept: Annotated[float, typer.Option(help="Share of known plants not called unknown.")] = 0.95,
+    folds: Annotated[int, typer.Option(help="Trainings where there is no val split.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the temperature and the thresholds for "unsure" and "not a plant I know" on held-out photos.
+
+    Example: agrikd calibrate runs/coffee
+    """
+    from agrikd import calibrate as calibrating
+    from agrikd.crossfit import held_out
+    from agrikd.run import Run
+
+    opened = Run.open(run)
+    logits, truth, evidence = held_out(opened, folds)
+    shares = {"target_risk": target_risk, "coverage": coverage, "known_kept": known_kept}
+    made = calibrating.calibrate(logits, truth, evidence, **shares)
+    opened.write_calibration(made)
+    rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in vars(made).items()]
+    show(as_json, vars(made), f"{run}: calibration", ("", ""), rows)
+
+
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Run folders or .onnx files.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="A manifest; needed for .onnx files [the first Run's].")] = None,
+    split: Annotated[str, typer.Option(help="val while you choose; test once, at the end.")] = "val",
+    teacher: Annotated[Path | None, typer.Option(help="A Run to measure agreement with.")] = None,
+    report: Annotated[Path | None, typer.Option(help="The HTML report [report.html in the last Run].")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge models on the labelled photos of a split and write one HTML report.
+
+    Example: agrikd evaluate runs/coffee-alone runs/coffee --split test --teacher runs/coffee-teacher
+    """
+    from agrikd.judge import judge
+
+    made = judge(models, data, split, teacher, report)
+    show(as_json, made.to_json(), made.title, made.columns, made.rows)
+    console.say(f"report: {made.path}")
+
+
+def compare(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes, one a dataset.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where runs, study.json and study.md go; finished runs are kept.")],
+    seeds: Annotated[int, typer.Option(help="At least 3 for a study.")] = 5,
+    processes: Annotated[int | None, typer.Option(help="[as many as cores]")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Student alone against distilled, and against distilled with the unlabelled pool: does it help?
+
+    Example: agrikd compare coffee.yaml --out studies/coffee --dry-run
+    """
+    from agrikd import compare as comparing
+    from agrikd import train
+
+    made = [train.load(path, tuple(overrides or ())) for path in recipes]
+    if dry_run:
+        costs = [comparing.cost(recipe, seeds) for recipe in made]
+        rows = [(c.recipe, str(c.runs), str(c.steps), f"{c.teacher_views}", f"{c.minutes:.0f}") for c in costs]
+        asked = ("recipe", "runs", "steps each", "teacher views", "core-minutes")
+        show(as_json, [vars(c) for c in costs], "What it would cost", asked, rows)
+        return
+    study = comparing.compare(made, seeds, out, processes)
+    show(as_json, study.to_json(), str(out), comparing.COLUMNS, [comparing.cells(arm) for arm in study.arms])
+    for text in study.verdicts():
+        console.say(f"over all data: {text}")

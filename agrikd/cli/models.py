@@ -1,0 +1,72 @@
+"""The verbs of finished models: export, predict, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agrikd import console
+from agrikd.cli._options import AsJson, RunFolder, show
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="Write a Run's net for other runtimes.")
+    group.command("onnx")(export_onnx)
+    app.add_typer(group, name="export")
+    app.command()(predict)
+    app.command()(demo)
+
+
+def export_onnx(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="[model.onnx in the Run folder]")] = None,
+    images: Annotated[int, typer.Option(help="Photos of the Run's data to compare on.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Write the net as ONNX, if it gives the same answers there; else refuse and write nothing.
+
+    Example: agrikd export onnx runs/coffee
+    """
+    from agrikd.export import onnx
+
+    path = out or run / "model.onnx"
+    found = onnx.export_run(run, path, images)
+    rows = [(name, f"{value:.4g}") for name, value in vars(found).items()]
+    show(as_json, {"path": str(path), **vars(found)}, str(path), ("parity", ""), rows)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A Run folder or an .onnx file.", show_default=False)],
+    photos: Annotated[list[Path], typer.Argument(help="Photos.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is on photos.
+
+    Example: agrikd predict runs/coffee/model.onnx leaf.jpg
+    """
+    from agrikd import image
+    from agrikd.predict import open_predictor
+
+    predictor = open_predictor(model)
+    said = predictor(image.read_all(photos))
+    classes = predictor.spec.classes
+    value = [one.to_json(str(photo), classes) for photo, one in zip(photos, said, strict=True)]
+    rows = [(v["photo"], v["says"], f"{v['probability']:.0%}", ", ".join(v["candidates"]), v["remark"]) for v in value]
+    show(as_json, value, predictor.spec.name, ("photo", "says", "", "candidates", "remark"), rows)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where it works; an earlier demo there is gone on with.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """The whole journey on drawn leaves: init, teacher, student alone and distilled, report, export, predict.
+
+    Example: agrikd demo
+    """
+    from agrikd.demo import run_demo
+
+    made = run_demo(out)
+    show(as_json, made.to_json(), made.title, made.columns, made.rows)
+    console.say(f"report: {made.path}")

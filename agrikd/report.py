@@ -1,0 +1,318 @@
+"""What models are worth, as one HTML page that opens anywhere: for an agronomist first, then for a researcher.
+
+The page carries all it shows (styles, plots as SVG, thumbnails); it fetches nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from agrikd import files, image, plots
+from agrikd.data.manifest import Manifest
+from agrikd.errors import InputError, MissingExtraError, Problem
+from agrikd.evaluate import Mistake, Report
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from markupsafe import Markup
+
+_TILE = (180, 240)
+_QUALITY = 80
+_EVEN = 1.2
+"""Ratios of size or time nearer to one than this are not worth a word."""
+
+
+class Background(TypedDict, total=False):
+    """How the models came to be; every part may be left out.
+
+    gate: what a Run's gate.json says. stages: the "stages" of a teacher Run's run.json. history: the lines of
+    a Run's metrics.jsonl. facts: versions, digests and the like, by name.
+    """
+
+    gate: dict[str, Any] | None
+    stages: list[dict[str, Any]] | None
+    history: list[dict[str, float]] | None
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A class in a model's table; a share is None where nothing defines it (no such photo, never said)."""
+
+    name: str
+    rows: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A mistake as a picture: a data URI, or "" and why there is none."""
+
+    mistake: Mistake
+    picture: str
+    why: str
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model's part of the page."""
+
+    label: str
+    report: Report
+    lines: tuple[_Line, ...]
+    tiles: tuple[_Tile, ...]
+    matrix: Markup
+    reliability: Markup
+
+
+def write_report(
+    path: Path,
+    reports: Sequence[tuple[str, Report]],
+    *,
+    title: str,
+    manifest: Manifest,
+    note: str = "",
+    **background: Unpack[Background],
+) -> None:
+    """Write the page for labelled models judged on the same split; the last one is what the page is about.
+
+    note: what a reader must know before anything else ("a demonstration, not evidence").
+    Raises `InputError` where there is no report, two share a label, or they were judged on other rows or classes.
+    """
+    if strange := set(background) - Background.__annotations__.keys():
+        raise TypeError(f"write_report knows {sorted(Background.__annotations__)}, not {sorted(strange)}")
+    _check(reports)
+    template = _template()
+    with plots.drawing():
+        history = background.get("history") or []
+        page = {
+            "title": title,
+            "note": note,
+            "models": [_model(label, report, manifest) for label, report in reports],
+            "photos": _photos(manifest),
+            "synthetic": sum(row.source == "synthetic" for row in manifest.rows),
+            "total": len(manifest.rows),
+            "words": _words(reports),
+            "comparison": plots.comparison(reports),
+            "curves": plots.curves(history) if history else [],
+            "gate": background.get("gate"),
+            "stages": background.get("stages") or [],
+            "facts": _facts(reports) | dict(background.get("facts", {})),
+        }
+    files.write_text(path, template(**page))
+
+
+def _check(reports: Sequence[tuple[str, Report]]) -> None:
+    if not reports:
+        raise InputError(Problem("reports", "there is none", "judge a model first"))
+    labels = [label for label, _ in reports]
+    if len(set(labels)) < len(labels):
+        raise InputError(Problem("reports", f"two have the same label: {', '.join(labels)}"))
+    # The data's digest is no part of this: it also covers training rows, which models may not share.
+    judged = [(r.split, r.rows, r.classes, tuple(c.rows for c in r.per_class)) for _, r in reports]
+    other = [label for label, what in zip(labels, judged, strict=True) if what != judged[-1]]
+    if other:
+        wrong = f"{', '.join(other)} and {labels[-1]} were judged on other rows or classes"
+        raise InputError(Problem("reports", wrong, "judge them on the same split"))
+
+
+def _template() -> Callable[..., str]:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise MissingExtraError("jinja2", "train") from None
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "count": _count, "figure": _three_figures, "readable": plots.readable}
+    return environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render
+
+
+def _model(label: str, report: Report, manifest: Manifest) -> _Model:
+    known = {row.path for row in manifest.rows}
+    tiles = tuple(_tile(mistake, manifest.root, known) for mistake in report.worst)
+    return _Model(label, report, _lines(report), tiles, plots.matrix(label, report), plots.reliability(label, report))
+
+
+def _lines(report: Report) -> tuple[_Line, ...]:
+    said = [sum(column) for column in zip(*report.confusion, strict=True)]
+    return tuple(
+        _Line(
+            plots.readable(one.name),
+            one.rows,
+            one.precision if times else None,
+            one.recall if one.rows else None,
+            one.f1 if one.rows or times else None,
+        )
+        for one, times in zip(report.per_class, said, strict=True)
+    )
+
+
+def _tile(mistake: Mistake, root: Path, known: set[str]) -> _Tile:
+    if mistake.path not in known:
+        return _Tile(mistake, "", "the photo is not in the manifest")
+    try:
+        pixels = image.read(root / mistake.path)
+    except InputError as error:
+        return _Tile(mistake, "", f"the photo {error.problems[0].wrong}")
+    height, width = pixels.shape[:2]
+    scale = min(_TILE[0] / height, _TILE[1] / width)
+    small = image.fit(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
+    return _Tile(mistake, "data:image/jpeg;base64," + base64.b64encode(image.encode_jpeg(small, _QUALITY)).decode(), "")
+
+
+def _photos(manifest: Manifest) -> list[tuple[str, int, int]]:
+    """(split, labelled, unlabelled) of each split that holds photos of the task."""
+    counts = [(s, len(manifest.indices(s, True)), len(manifest.indices(s, False))) for s in ("train", "val", "test")]
+    return [(split, labelled, rest) for split, labelled, rest in counts if labelled or rest]
+
+
+def _facts(reports: Sequence[tuple[str, Report]]) -> dict[str, str]:
+    made = {f"{label}: model and backend": f"{report.model}, {report.backend}" for label, report in reports}
+    digests = {report.data_digest: None for _, report in reports}
+    return {**made, "data digest": ", ".join(digests)}
+
+
+def _words(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, str]]:
+    """(what it is about, sentences) on the last model, for a reader who knows plants and no statistics."""
+    report = reports[-1][1]
+    said = [("Right and wrong", _finds(report)), *_confusions(report), ("Its percentages", _trust(report))]
+    said += _decisions(report)
+    return said + [(f"Beside {other}", _beside(report, its, other)) for other, its in reports[:-1]]
+
+
+def _finds(report: Report) -> str:
+    right = sum(report.confusion[i][i] for i in range(len(report.classes)))
+    accuracy = report.accuracy
+    span = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
+    said = [f"It names {right} of {report.rows} photos rightly. On other photos of this kind expect {span}."]
+    there = [(one, report.confusion[i][i]) for i, one in enumerate(report.per_class) if one.rows]
+    (best, hits), (worst, few) = (pick(there, key=lambda pair: pair[0].recall) for pick in (max, min))
+    if best.recall > worst.recall:
+        said.append(
+            f"It finds {_quoted(best.name)} best ({hits} of {best.rows} photos) and "
+            f"{_quoted(worst.name)} worst ({few} of {worst.rows})."
+        )
+    if absent := [_quoted(one.name) for one in report.per_class if not one.rows]:
+        names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
+        said.append(f"No photo here shows {names}: how well it finds them is not known.")
+    return " ".join(said)
+
+
+def _confusions(report: Report) -> list[tuple[str, str]]:
+    """The two most frequent confusions, the larger share of the class first among equals."""
+    found = [
+        (times, times / report.per_class[i].rows, i, j)
+        for i, row in enumerate(report.confusion)
+        for j, times in enumerate(row)
+        if i != j and times
+    ]
+    if not found:
+        return [("Confusions", "None on these photos.")]
+    named = report.classes
+    said = [
+        f"{_quoted(named[i])} is called {_quoted(named[j])} in {times} of {report.per_class[i].rows} photos"
+        for times, _, i, j in sorted(found, reverse=True)[:2]
+    ]
+    return [("Confusions", f"Most often, {'; next, '.join(said)}.")]
+
+
+def _trust(report: Report) -> str:
+    """What the calibration error comes to.
+
+    On few photos honest percentages, too, are off: in a bin of n that claims c by E|N(0, c(1 − c)/n)|.
+    """
+    off, rows = report.ece, report.rows
+    chance = sum(math.sqrt(2 * n * c * (1 - c) / math.pi) for c, _, n in report.reliability) / rows
+    bias = sum(n * (c - a) for c, a, n in report.reliability) / rows
+    said = f"they are off by {_points(off)} on average"
+    if off <= max(1.5 * chance, 0.02):
+        if chance > 0.05:
+            return (
+                f"Too few photos to tell: {said}, and on {rows} photos honest ones would be off by {_points(chance)}."
+            )
+        return f"They can be taken at their word: {said}, no more than chance explains on {rows} photos."
+    claims = f"it claims {_percent(report.accuracy.value + bias)} and is right in {_percent(report.accuracy.value)}"
+    lean = "" if abs(bias) < 0.02 else f" It is {'too sure' if bias > 0 else 'not sure enough'} of itself: {claims}."
+    return f"{'Roughly right' if off <= 0.1 else 'Do not take them at their word'}: {said}.{lean}"
+
+
+def _decisions(report: Report) -> list[tuple[str, str]]:
+    d = report.decisions
+    if d is None:
+        return [("Unsure", "It was not calibrated: it always answers, with one name, whatever it is shown.")]
+    if d.answered == 0:
+        unsure = "It says “unsure” to every photo, so it is of no use as it stands."
+    else:
+        unsure = (
+            f"It answers {_percent(d.answered)} of the photos and says “unsure” to the rest. Of its answers "
+            f"{_percent(d.risk)} are wrong; if it always answered, {_percent(1 - report.accuracy.value)} would be."
+        )
+    listed = (
+        f"Its list of candidates holds the right name in {_percent(d.covered)} of the photos; "
+        f"it is {d.set_size:.1f} names long on average, of {len(report.classes)}."
+    )
+    strange = f"It takes {_percent(1 - d.unknown_kept)} of these photos for something it does not know. "
+    if d.unknown_auroc is None:
+        strange += "There was no picture of anything else here, so whether it would notice one is not known."
+    else:
+        strange += (
+            f"Of a photo of the crop and one of something else ({d.others} such pictures), "
+            f"it finds the other the stranger in {_percent(d.unknown_auroc)} of pairs (AUROC)."
+        )
+    return [("Unsure", unsure), ("Short list", listed), ("Something else", strange)]
+
+
+def _beside(report: Report, its: Report, other: str) -> str:
+    gain = report.macro_f1.value - its.macro_f1.value
+    apart = report.macro_f1.low > its.macro_f1.high or its.macro_f1.low > report.macro_f1.high
+    settled = (
+        "The intervals do not overlap: more than chance."
+        if apart
+        else f"The intervals overlap: these {report.rows} photos alone do not settle which is better."
+    )
+    ratios = [_ratio(report.size_bytes, its.size_bytes, "smaller", "larger")]
+    if report.backend == its.backend:  # times on other backends would compare the backends
+        ratios.append(_ratio(report.ms_per_image, its.ms_per_image, "faster", "slower"))
+    words = " and ".join(filter(None, ratios))
+    return f"Macro-F1 {gain:+.2f}. {settled}".replace("-", "−") + (f" It is {words} than {other}." if words else "")
+
+
+def _ratio(own: float, its: float, less: str, more: str) -> str:
+    if own <= 0 or its <= 0 or max(own / its, its / own) < _EVEN:
+        return ""
+    times, word = (its / own, less) if own < its else (own / its, more)
+    return f"{times:.1f} times {word}"
+
+
+def _quoted(name: str) -> str:
+    return f"“{plots.readable(name)}”"
+
+
+def _percent(share: float) -> str:
+    """Whole per cent; what is not all or nothing is not rounded to it."""
+    if 0 < share < 0.005 or 0.995 <= share < 1:
+        return "under 1 %" if share < 0.5 else "over 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.0f} points" if share >= 0.015 else "1 point"
+
+
+def _three_figures(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", " ")
+
+
+def _count(number: int) -> str:
+    """A number of parameters: 1.52 million, 12 thousand."""
+    for unit, word in ((1e6, "million"), (1e3, "thousand")):
+        if number >= unit:
+            return f"{_three_figures(number / unit)} {word}"
+    return str(number)
