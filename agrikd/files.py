@@ -58,6 +58,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
+            temporary.chmod(0o777 & ~_umask())
             if not path.exists():
                 temporary.rename(path)
                 sync_folder(path.parent)

@@ -5,7 +5,7 @@ Loader, predictor and camera all come through here, so that a model sees in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -19,6 +19,11 @@ from agrikd.types import Fit, Image
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused: no field camera makes them, a decompression bomb does."""
+
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_SCAN = 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""JPEG markers: the start of the entropy-coded scan, and of the frame that says height and width."""
 
 
 def opencv() -> ModuleType:
@@ -39,6 +44,8 @@ def decode(data: bytes, where: str) -> Image:
         raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
     if _is_cut_short(data):
         raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
+    if (size := _declared_size(data))[0] * size[1] > MAX_PIXELS:
+        raise _too_large(where, size)
     cv2 = opencv()
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -47,7 +54,7 @@ def decode(data: bytes, where: str) -> Image:
     if pixels is None or pixels.dtype != np.uint8:
         raise InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
     if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
-        raise InputError(Problem(where, f"has {pixels.shape[1]} × {pixels.shape[0]} pixels", "shrink it first"))
+        raise _too_large(where, pixels.shape)
     return np.ascontiguousarray(pixels)
 
 
@@ -110,14 +117,15 @@ def fit(image: Image, size: tuple[int, int], mode: Fit = "stretch") -> Image:
 
 
 def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Resize to (height, width): by area where the picture shrinks, linearly where it grows."""
+    """Resize to (height, width): by area along a side that shrinks, linearly along one that grows."""
     if image.shape[:2] == tuple(size):
         return image
     cv2 = opencv()
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: Image = cv2.resize(image, (size[1], size[0]), interpolation=method)
-    return resized
+    smaller = min(size[0], image.shape[0]), min(size[1], image.shape[1])
+    for (height, width), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
+        if image.shape[:2] != (height, width):
+            image = cv2.resize(image, (width, height), interpolation=method)
+    return image
 
 
 def _centre_crop(image: Image, aspect: float) -> Image:
@@ -136,10 +144,42 @@ def _pad(image: Image, aspect: float) -> Image:
     return padded
 
 
+def _too_large(where: str, size: Sequence[int]) -> InputError:
+    return InputError(Problem(where, f"has {size[1]} × {size[0]} pixels", "shrink it first"))
+
+
 def _is_cut_short(data: bytes) -> bool:
-    """OpenCV fills the lost part of a cut JPEG or PNG with grey and says nothing: look for the end mark."""
-    if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" not in data[-64:]
+    """OpenCV fills the lost part of a cut JPEG or PNG with grey and says nothing: look for the end mark.
+
+    What follows it is not looked at: a phone's motion photo carries a film there.
+    """
+    if data.startswith(_JPEG):
+        scan = next((at for marker, at in _jpeg_segments(data) if marker == _SCAN), len(data))
+        return data.find(b"\xff\xd9", scan) < 0
+    if data.startswith(_PNG):
+        return b"IEND\xaeB`\x82" not in data
     return False
+
+
+def _declared_size(data: bytes) -> tuple[int, int]:
+    """(height, width) as the head of a JPEG or PNG says, before memory is given to the pixels; else (0, 0)."""
+    if data.startswith(_JPEG):
+        frame = next((at for marker, at in _jpeg_segments(data) if marker in _FRAMES), len(data))
+        return int.from_bytes(data[frame + 1 : frame + 3], "big"), int.from_bytes(data[frame + 3 : frame + 5], "big")
+    if data.startswith(_PNG):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    return 0, 0
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where its content starts) up to the first scan; the preview inside an EXIF segment is stepped over."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
+        marker = data[at + 1]
+        if marker in (0x00, 0xFF):  # padding
+            at += 1
+            continue
+        yield marker, at + 4
+        if marker == _SCAN:
+            return
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

@@ -11,12 +11,12 @@ from agrikd import evaluate, files, train
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
-from agrikd.evaluate import Estimate, Report
+from agrikd.evaluate import Report
 from agrikd.predict import open_predictor
 from agrikd.report import write_report
 from agrikd.run import Run
 
-COLUMNS = ("model", "macro-F1 (95 %)", "accuracy", "ECE", "parameters", "MB", "ms an image")
+COLUMNS = ("model", "macro-F1", "95 % interval", "ECE", "params", "MB", "ms")
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,11 @@ def _count_reading(run: Run) -> str:
 def _cells(label: str, report: Report) -> tuple[str, ...]:
     return (
         label,
-        _with_interval(report.macro_f1),
-        _with_interval(report.accuracy),
+        f"{report.macro_f1.value:.3f}",
+        f"{report.macro_f1.low:.3f}–{report.macro_f1.high:.3f}",
         f"{report.ece:.3f}",
         f"{report.parameters / 1e6:.2f} M",
         f"{report.size_bytes / 1e6:.1f}",
         f"{report.ms_per_image:.1f}",
     )
 
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f}–{estimate.high:.3f})"

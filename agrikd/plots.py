@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 _NAMED_COLUMNS = 8
 """With more classes the matrix numbers its columns: names would not fit over them."""
-_LONGEST_NAME = 26
+_LONGEST_NAME, _LONGEST_NUMBERED = 26, 30
+_PHONE = 430
+"""A matrix wider than this keeps its size on a narrow screen, where it scrolls: shrunk, it could not be read."""
 
 # matplotlib draws in these colours; `_styled` turns each into the page's own, so that plots follow its light and dark.
 _INK, _MUTED, _LINE = "#1b2a21", "#55635b", "#d8ded9"
@@ -56,6 +59,8 @@ _STYLE: Any = {
     "ytick.labelcolor": _INK,
     "legend.frameon": False,
 }
+_ALONE = threading.Lock()
+"""matplotlib's style is the whole process's; the app draws in threads."""
 _MARKERS = "osD^vPX*"
 _LINES = ((_INK, "-"), (_ACCENT, "--"), (_AMBER, ":"), (_MUTED, "-."))
 
@@ -67,12 +72,13 @@ def drawing() -> Iterator[None]:
         import matplotlib as mpl
     except ImportError:
         raise MissingExtraError("matplotlib", "train") from None
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with _ALONE, mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def comparison(reports: Sequence[tuple[str, Report]]) -> list[Markup]:
+    """Macro-F1 of labelled models; from two on also against what they cost in time and bytes."""
     scores = [_scores(reports)]
     if len(reports) < 2:
         return scores
@@ -141,10 +147,11 @@ def _face(place: int, reports: Sequence[object]) -> dict[str, Any]:
 def matrix(label: str, report: Report) -> Markup:
     """Rows are the truth, columns what was said; a cell is as dark as its share of the row."""
     classes = len(report.classes)
-    numbered, cell = classes > _NAMED_COLUMNS, max(18, min(52, 560 // classes))
-    names = [_shortened(readable(name)) for name in report.classes]
-    longest = 7 * max(len(name) for name in names) + 12
-    left, below = longest + (28 if numbered else 0), 46 if numbered else 0.75 * longest + 34
+    numbered, cell = classes > _NAMED_COLUMNS, max(16, min(52, 560 // classes))
+    small = 12 if cell > 20 else 10
+    names = [_shortened(readable(name), _LONGEST_NUMBERED if numbered else _LONGEST_NAME) for name in report.classes]
+    longest = 0.58 * small * max(len(name) for name in names) + 12
+    left, below = longest + (52 if numbered else 24), 46 if numbered else 0.75 * longest + 34
     side = cell * classes
     width, height = left + side + 12, below + side + 8
     figure = _figure(width, height)
@@ -156,14 +163,20 @@ def matrix(label: str, report: Report) -> Markup:
             if times:
                 _cell(axes, (j, i), times, times / sum(row), cell)
     places = range(classes)
-    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="what the model said")
-    small = 12 if cell > 20 else 10
+    axes.set(
+        xlim=(-0.5, classes - 0.5),
+        ylim=(classes - 0.5, -0.5),
+        xlabel="what the model said",
+        ylabel="what the photo shows",
+    )
     axes.set_yticks(places, [f"{name}  {i + 1}" for i, name in enumerate(names)] if numbered else names, fontsize=small)
     turn = {"rotation": 0} if numbered else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(places, [str(i + 1) for i in places] if numbered else names, fontsize=small, **turn)
     axes.tick_params(length=0)
     right = sum(report.confusion[i][i] for i in places)
-    return _svg(figure, f"Confusion matrix of {label}: {right} of {report.rows} photos on the diagonal", natural=True)
+    return _svg(
+        figure, f"Confusion matrix of {label}: {right} of {report.rows} photos on the diagonal", natural=width > _PHONE
+    )
 
 
 def _cell(axes: Axes, place: tuple[int, int], times: int, share: float, cell: int) -> None:
@@ -176,6 +189,7 @@ def _cell(axes: Axes, place: tuple[int, int], times: int, share: float, cell: in
 
 
 def reliability(label: str, report: Report) -> Markup:
+    """How often the model was right against how sure it was, and how many photos say so."""
     figure = _figure(380, 380)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot((0, 1), (0, 1), "--", color=_MUTED)
@@ -197,6 +211,7 @@ def reliability(label: str, report: Report) -> Markup:
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> list[Markup]:
+    """The loss and its parts over the steps of a Run, and what was measured on its validation photos."""
     names = [name for name in dict.fromkeys(key for entry in history for key in entry) if name not in ("step", "lr")]
     scores = [name for name in names if name.startswith("val_")]
     losses = [name for name in names if name not in scores]
@@ -206,7 +221,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> list[Markup]:
 
 
 def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: str) -> Markup:
-    figure = _figure(440, 280)
+    figure = _figure(400, 270)
     axes = figure.add_subplot()
     ends = []
     for place, name in enumerate(names):
@@ -225,8 +240,8 @@ def readable(name: str) -> str:
     return " ".join(name.replace("_", " ").split()) or name
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1].rstrip() + "…"
+def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def _svg(figure: Figure, alt: str, natural: bool = False) -> Markup:
@@ -236,9 +251,8 @@ def _svg(figure: Figure, alt: str, natural: bool = False) -> Markup:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True)
     text = out.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.S)
     own = files.sha256((alt + text).encode())[:10]
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"<[^>]+>", lambda tag: _styled(tag.group(), own), text)
     width, height = (round(72 * inches) for inches in figure.get_size_inches())
     keep = ' class="natural"' if natural else ""

@@ -156,11 +156,11 @@ def _lines(report: Report) -> tuple[_Line, ...]:
 
 def _tile(mistake: Mistake, root: Path, known: set[str]) -> _Tile:
     if mistake.path not in known:
-        return _Tile(mistake, "", "the photo is not in the manifest")
+        return _Tile(mistake, "", "it is not in the manifest")
     try:
         pixels = image.read(root / mistake.path)
     except InputError as error:
-        return _Tile(mistake, "", f"the photo {error.problems[0].wrong}")
+        return _Tile(mistake, "", error.problems[0].wrong)
     height, width = pixels.shape[:2]
     scale = min(_TILE[0] / height, _TILE[1] / width)
     small = image.fit(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
@@ -184,7 +184,7 @@ def _words(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, str]]:
     report = reports[-1][1]
     said = [("Right and wrong", _finds(report)), *_confusions(report), ("Its percentages", _trust(report))]
     said += _decisions(report)
-    return said + [(f"Beside {other}", _beside(report, its, other)) for other, its in reports[:-1]]
+    return said + [(f"Beside “{other}”", _beside(report, its, other)) for other, its in reports[:-1]]
 
 
 def _finds(report: Report) -> str:
@@ -201,7 +201,7 @@ def _finds(report: Report) -> str:
         )
     if absent := [_quoted(one.name) for one in report.per_class if not one.rows]:
         names = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
-        said.append(f"No photo here shows {names}: how well it finds them is not known.")
+        said.append(f"No photo here shows {names}: how well it does there is not known.")
     return " ".join(said)
 
 
@@ -249,6 +249,8 @@ def _decisions(report: Report) -> list[tuple[str, str]]:
         return [("Unsure", "It was not calibrated: it always answers, with one name, whatever it is shown.")]
     if d.answered == 0:
         unsure = "It says “unsure” to every photo, so it is of no use as it stands."
+    elif d.answered == 1:
+        unsure = f"It answers every photo; {_percent(d.risk)} of the answers are wrong."
     else:
         unsure = (
             f"It answers {_percent(d.answered)} of the photos and says “unsure” to the rest. Of its answers "
@@ -263,8 +265,8 @@ def _decisions(report: Report) -> list[tuple[str, str]]:
         strange += "There was no picture of anything else here, so whether it would notice one is not known."
     else:
         strange += (
-            f"Of a photo of the crop and one of something else ({d.others} such pictures), "
-            f"it finds the other the stranger in {_percent(d.unknown_auroc)} of pairs (AUROC)."
+            f"Shown a photo of the crop and one of something else ({d.others} such pictures), "
+            f"it finds the second the stranger of the two in {_percent(d.unknown_auroc)} of pairs (AUROC)."
         )
     return [("Unsure", unsure), ("Short list", listed), ("Something else", strange)]
 
@@ -273,7 +275,7 @@ def _beside(report: Report, its: Report, other: str) -> str:
     gain = report.macro_f1.value - its.macro_f1.value
     apart = report.macro_f1.low > its.macro_f1.high or its.macro_f1.low > report.macro_f1.high
     settled = (
-        "The intervals do not overlap: more than chance."
+        "The intervals do not overlap: that is more than chance."
         if apart
         else f"The intervals overlap: these {report.rows} photos alone do not settle which is better."
     )
@@ -281,7 +283,9 @@ def _beside(report: Report, its: Report, other: str) -> str:
     if report.backend == its.backend:  # times on other backends would compare the backends
         ratios.append(_ratio(report.ms_per_image, its.ms_per_image, "faster", "slower"))
     words = " and ".join(filter(None, ratios))
-    return f"Macro-F1 {gain:+.2f}. {settled}".replace("-", "−") + (f" It is {words} than {other}." if words else "")
+    than = f" It is {words} than “{other}”." if words else ""
+    differs = f"{abs(gain):.2f} {'higher' if gain > 0 else 'lower'}" if abs(gain) >= 0.005 else "the same"
+    return f"Its macro-F1 is {differs}. {settled}{than}"
 
 
 def _ratio(own: float, its: float, less: str, more: str) -> str:
@@ -298,21 +302,18 @@ def _quoted(name: str) -> str:
 def _percent(share: float) -> str:
     """Whole per cent; what is not all or nothing is not rounded to it."""
     if 0 < share < 0.005 or 0.995 <= share < 1:
-        return "under 1 %" if share < 0.5 else "over 99 %"
-    return f"{100 * share:.0f} %"
+        return "under 1\u00a0%" if share < 0.5 else "over 99\u00a0%"
+    return f"{100 * share:.0f}\u00a0%"
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:.0f} points" if share >= 0.015 else "1 point"
+    return f"{100 * share:.0f}\u00a0points" if share >= 0.015 else "1\u00a0point"
 
 
 def _three_figures(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", " ")
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", "\u00a0")
 
 
 def _count(number: int) -> str:
-    """A number of parameters: 1.52 million, 12 thousand."""
-    for unit, word in ((1e6, "million"), (1e3, "thousand")):
-        if number >= unit:
-            return f"{_three_figures(number / unit)} {word}"
-    return str(number)
+    """A number of parameters: 1.52 M, or each one below a hundred thousand."""
+    return f"{_three_figures(number / 1e6)}\u00a0M" if number >= 100_000 else f"{number:,}".replace(",", "\u00a0")

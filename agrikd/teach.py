@@ -40,7 +40,7 @@ _L2 = (1e-3, 1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a stage did on the held-out rows: log loss and accuracy, and whether it was kept."""
+    """What a stage did on the held-out rows: calibrated log loss and accuracy, and whether it was kept."""
 
     stage: str
     rows: int
@@ -101,8 +101,8 @@ def _stages(recipe: Recipe, net: TimmNet, loader: Loader, parts: Sequence[_Part]
     best = _Taught((net,) * len(parts), net, guess)
     for stage in recipe.teach.stages:
         tried = (_probe if stage == "probe" else _tune)(recipe, best, loader, parts, stage)
-        nll, accuracy = metrics.nll(tried.logits, truth), metrics.accuracy(truth, tried.logits.argmax(1))
-        kept = nll < metrics.nll(best.logits, truth)
+        nll, accuracy = _calibrated_nll(tried.logits, truth), metrics.accuracy(truth, tried.logits.argmax(1))
+        kept = nll < _calibrated_nll(best.logits, truth)
         verdicts.append(Verdict(stage, len(truth), nll, accuracy, kept))
         words = f"teach {stage}: accuracy {accuracy:.3f}, log loss {nll:.3f} on {len(truth)} held-out rows"
         console.say(f"{words} — {'kept' if kept else 'dropped'}")
@@ -111,6 +111,13 @@ def _stages(recipe: Recipe, net: TimmNet, loader: Loader, parts: Sequence[_Part]
         mend = "look at the photos and labels"
         raise InputError(Problem("teachers.0", "no stage made it better than a guess", mend))
     return best, verdicts
+
+
+def _calibrated_nll(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """Log loss at the temperature that fits best: over-confidence is mended later and is no reason to drop a stage."""
+    if not logits.any():
+        return metrics.nll(logits, truth)  # the guess before the first stage: every temperature is the same
+    return metrics.nll(logits / metrics.fit_temperature(logits, truth), truth)
 
 
 def _parts(recipe: Recipe, loader: Loader) -> tuple[_Part, ...]:
@@ -220,7 +227,8 @@ def _tuned(recipe: Recipe, net: TimmNet, loader: Loader, rows: tuple[int, ...], 
             p.requires_grad_(id(p) in trained)
     task = open_task(recipe.task, loader.manifest.classes)
     optim = recipe.optim.model_copy(update={"steps": recipe.teach.steps, "lr": recipe.teach.lr})
-    state = TrainState(_StillNorms(task, student, (), StudentAlone.Config()), optim)
+    method = StudentAlone if recipe.student.weights == "none" else _StillNorms
+    state = TrainState(method(task, student, (), StudentAlone.Config()), optim)
     sampler = Sampler(rows, (), optim.batch, 0.0, recipe.data.views, recipe.seed)
     batches = loader.ahead(_draws(sampler, optim.steps), recipe.data.workers)
     for _ in console.track(range(optim.steps), f"teach {stage}"):
@@ -231,7 +239,7 @@ def _tuned(recipe: Recipe, net: TimmNet, loader: Loader, rows: tuple[int, ...], 
 
 
 class _StillNorms(StudentAlone):
-    """Batch statistics of a few dozen photos are worse than ImageNet's: the backbone stays in eval mode."""
+    """A pretrained backbone stays in eval mode: the statistics of a few dozen photos are worse than ImageNet's."""
 
     def train(self, mode: bool = True) -> _StillNorms:
         super().train(False)

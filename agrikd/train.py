@@ -216,7 +216,7 @@ def learning_rate(spec: OptimSpec, step: int) -> float:
 
 class _NonFiniteError(Exception):
     def __init__(self, batch: Batch, parts: dict[str, Tensor]) -> None:
-        super().__init__(", ".join(f"{name} {float(value):.4g}" for name, value in parts.items()))
+        super().__init__(", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items()))
         self.batch = batch
 
 

@@ -292,11 +292,11 @@ class TestIntervals:
         assert expected.low <= slow(np.arange(30)) <= expected.high
 
     def test_groups_are_drawn_whole(self):
-        groups = np.array(["a", "b", "b", "c", "c", "c"])
+        groups = np.array(["c", "b", "c", "a", "b", "c"])
 
         def whole(index):
             counts = np.bincount(index, minlength=6)
-            assert counts[1] == counts[2] and counts[3] == counts[4] == counts[5]
+            assert counts[1] == counts[4] and counts[0] == counts[2] == counts[5]
             assert counts[[0, 1, 3]].sum() == 3
             return 0.0
 

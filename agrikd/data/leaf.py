@@ -156,8 +156,8 @@ class Leaf:
 def draw(spec: Spec) -> Sample:
     """Draw what `spec` says: a pure function of it.
 
-    The same pixels on every run with the same OpenCV, numpy and kind of processor; other versions may round a
-    pixel differently, and JPEG bytes differ more readily than pixels do.
+    The same pixels on every run with the same OpenCV, numpy and kind of processor. Another may round a pixel in
+    ten thousand by 1 (OpenCV without its SIMD code does), and JPEG bytes differ more readily than pixels do.
     """
     if spec.target not in (*DISEASES, NOT_A_PLANT):
         raise ValueError(f"target is {spec.target!r}, expected one of {', '.join(DISEASES)}, {NOT_A_PLANT}")
@@ -255,7 +255,7 @@ def _weather(leaf: Leaf) -> None:
     """What any leaf may carry and no label speaks of: soil specks, holes, glare."""
     rng, size = leaf.rng, leaf.size
     specks = leaf.places(int(rng.integers(1, 30)))
-    dust = discs(size, specks, size * rng.uniform(0.002, 0.006, len(specks)))
+    dust = discs(size, specks, size * rng.uniform(0.002, rng.uniform(0.005, 0.008), len(specks)))
     mix(leaf.colour, near(rng, (112, 82, 54), 0.2), np.float32(rng.uniform(0.3, 0.8)) * dust)
     if rng.random() < 0.5:
         shine = smoothstep(noise(rng, size, 4), 0.5, 2.2)
@@ -275,12 +275,14 @@ def _rust(leaf: Leaf, severity_pct: float) -> None:
     """Many small orange to brown pustules in loose swarms, each with a faint yellow rim."""
     rng, size = leaf.rng, leaf.size
     swarms = leaf.places(int(rng.integers(3, 9)))
-    around = swarms[rng.integers(len(swarms), size=1500)] + rng.normal(0, 0.075 * size, (1500, 2))
+    spread = rng.uniform(0.05, 0.14) * size
+    around = swarms[rng.integers(len(swarms), size=1500)] + rng.normal(0, spread, (1500, 2))
     points = rng.permutation(np.concatenate([leaf.visible(around), leaf.places(250)]))
     points, radii = _until(leaf, severity_pct, points, rng.uniform(0.0045, 0.0105, len(points)) * size)
     leaf.infect(near(rng, (196, 176, 70)), 0.25 * discs(size, points, radii * 1.9))
-    leaf.infect(near(rng, (150, 86, 40), 0.16), 0.9 * discs(size, points, radii))
-    mix(leaf.colour, near(rng, (196, 120, 54), 0.12), 0.6 * discs(size, points - radii[:, None] * 0.2, radii * 0.5))
+    leaf.infect(near(rng, ((152, 84, 38), (128, 78, 44))[rng.integers(2)], 0.16), 0.9 * discs(size, points, radii))
+    bright = np.float32(rng.uniform(0.15, 0.6)) * discs(size, points - radii[:, None] * 0.2, radii * 0.5)
+    mix(leaf.colour, near(rng, (192, 122, 62), 0.12), bright)
 
 
 def _leaf_spot(leaf: Leaf, severity_pct: float) -> None:
@@ -291,8 +293,9 @@ def _leaf_spot(leaf: Leaf, severity_pct: float) -> None:
     radii = size * (0.007 + (0.008 + 0.026 * age) * rng.beta(1.2, 2.0, len(points)))
     points, radii = _until(leaf, severity_pct, points, radii)
     leaf.infect(near(rng, (176, 160, 74)), 0.25 * discs(size, points, radii * 1.5))
-    leaf.infect(near(rng, (104, 62, 40), 0.2), 0.9 * discs(size, points, radii))
-    mix(leaf.colour, near(rng, (186, 166, 132), 0.1), 0.85 * discs(size, points, radii * rng.uniform(0.4, 0.65)))
+    leaf.infect(near(rng, ((104, 62, 40), (132, 82, 46))[rng.integers(2)], 0.18), 0.9 * discs(size, points, radii))
+    centre = np.float32(0.35 + 0.5 * age) * discs(size, points, radii * rng.uniform(0.35, 0.65))
+    mix(leaf.colour, near(rng, (186, 166, 132), 0.1), centre)
 
 
 def _blight(leaf: Leaf, severity_pct: float) -> None:
@@ -306,7 +309,11 @@ def _blight(leaf: Leaf, severity_pct: float) -> None:
     leaf.infect(near(rng, (190, 168, 62)), 0.65 * smoothstep(field, edge - 0.03, edge + 0.03))
     leaf.infect(near(rng, (92, 66, 42), 0.2), 0.92 * smoothstep(field, edge + width, edge + width + 0.08))
     zones = smoothstep(field + 0.1 * noise(rng, size, 20, 2), edge + 2.2 * width, edge + 4 * width)
-    mix(leaf.colour, near(rng, ((134, 108, 74), (58, 42, 32))[rng.integers(2)], 0.1), 0.6 * zones * (leaf.damage > 0.7))
+    mix(
+        leaf.colour,
+        near(rng, ((134, 108, 74), (58, 42, 32))[rng.integers(2)], 0.1),
+        0.6 * zones * (leaf.damage > 0.7),
+    )
 
 
 def _mildew(leaf: Leaf, severity_pct: float) -> None:

@@ -50,8 +50,8 @@ class Camera:
 
 
 SEASONS = {
-    "2025": Season(yellowing=0.10, light=1.00, warmth=1.00, severity_pct=5.0),
-    "2026": Season(yellowing=0.38, light=1.18, warmth=1.10, severity_pct=9.0),
+    "2025": Season(yellowing=0.10, light=1.00, warmth=1.00, severity_pct=4.5),
+    "2026": Season(yellowing=0.38, light=1.18, warmth=1.10, severity_pct=8.0),
 }
 CAMERAS = {
     "phone": Camera(white_balance=(1.00, 1.00, 1.00), blur=0.0020, noise=0.012, vignette=0.10),
@@ -248,7 +248,11 @@ def _ground(rng: Rng, size: int) -> Scene:
     count = rng.integers(0, 14)
     centres, radii = rng.uniform(0, size, (count, 2)), rng.uniform(0.015, 0.07, count) * size
     shade(scene, 0.5 * discs(size, centres + 0.015 * size, radii))
-    mix(scene, near(rng, (150, 142, 134), 0.2), discs(size, centres, radii) * (0.85 + 0.1 * noise(rng, size, 24)))
+    mix(
+        scene,
+        near(rng, (150, 142, 134), 0.2),
+        discs(size, centres, radii) * (0.85 + 0.1 * noise(rng, size, 24)),
+    )
     return scene
 
 
@@ -284,7 +288,11 @@ def _tool(rng: Rng, size: int) -> Scene:
     blade = polygon(size, np.stack([neck - side, neck + side, tip + side * 0.7, tip - side * 0.7]))
     both = np.maximum(handle, blade)
     shade(scene, 0.5 * blurred(shifted(both, size * 0.02, size * 0.02), size * 0.012))
-    mix(scene, near(rng, ((150, 104, 62), (40, 40, 44), (190, 60, 40), (60, 120, 70))[rng.integers(4)]), handle)
+    mix(
+        scene,
+        near(rng, ((150, 104, 62), (40, 40, 44), (190, 60, 40), (60, 120, 70))[rng.integers(4)]),
+        handle,
+    )
     gloss = np.clip(0.85 + np.float32(0.12) * noise(rng, size, 5), 0, 1)
     mix(scene, near(rng, (156, 160, 166), 0.15), blade * gloss)
     return scene

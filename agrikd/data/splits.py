@@ -46,7 +46,7 @@ def stratified(manifest: Manifest, shares: Mapping[str, float], seed: int) -> Ma
     quotas: dict[tuple[str, str], float] = {}
     for name, total in _totals(units).items():
         allowed = {split: share for split, share in wanted.items() if name != NOT_A_PLANT or split != "train"}
-        quotas.update({(name, split): n for split, n in _whole_shares(total, allowed).items()})
+        quotas.update({(name, split): total * share / sum(allowed.values()) for split, share in allowed.items()})
     dealt = _deal(units, quotas)
     _require_all(units, dealt, tuple(wanted))
     split_of = {row: split for unit, split in zip(units, dealt, strict=True) for row in unit.rows}
@@ -160,26 +160,13 @@ def _totals(units: Iterable[_Unit]) -> dict[str, int]:
     return dict(sorted(totals.items()))
 
 
-def _whole_shares(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """`total` rows dealt by shares: largest remainder, and none empty while there are rows enough."""
-    exact = {split: total * share / sum(shares.values()) for split, share in shares.items()}
-    counts = {split: int(value) for split, value in exact.items()}
-    for split in sorted(exact, key=lambda name: counts[name] - exact[name])[: total - sum(counts.values())]:
-        counts[split] += 1
-    for empty in [split for split, count in counts.items() if count == 0]:
-        largest = max(counts, key=lambda name: counts[name])
-        if counts[largest] > 1:
-            counts[largest] -= 1
-            counts[empty] = 1
-    return counts
-
-
 def _deal(units: Sequence[_Unit], quotas: Mapping[tuple[str, str], float]) -> list[str]:
     """The part of each unit, so that each (class, part) comes near its quota.
 
     Iterative stratification (Sechidis et al. 2011) over groups: units of the rarest class first, large before
     small; each goes where a class of its own is still missing, else where most of its rows are still wanted
-    (steepest descent on the squared distance to the quotas). Exact where every unit is one row.
+    (steepest descent on the squared distance to the quotas). Where every unit is one row, each quota is met but
+    for rounding and for parts that would have been empty.
     """
     found = Counter(name for unit in units for name in unit.classes)
     totals, missing, wanted = _totals(units), set(quotas), dict(quotas)

@@ -133,7 +133,7 @@ def test_pictures_of_no_plant_come_in_every_kind() -> None:
 
 
 def test_a_disease_nobody_draws_is_refused() -> None:
-    with pytest.raises(ValueError, match="mosaic.*expected one of healthy"):
+    with pytest.raises(ValueError, match=r"mosaic.*expected one of healthy"):
         draw(replace(SPEC, target="mosaic"))
 
 
@@ -222,7 +222,12 @@ def test_no_two_pictures_of_a_plan_are_drawn_from_one_stream() -> None:
 
 def test_fewer_classes_may_be_drawn(tmp_path: Path) -> None:
     config = SyntheticConfig(
-        size=64, classes=("rust", "healthy"), train_per_class=1, unlabelled=3, val_per_class=1, test_per_class=1
+        size=64,
+        classes=("rust", "healthy"),
+        train_per_class=1,
+        unlabelled=3,
+        val_per_class=1,
+        test_per_class=1,
     )
     drawn = write_dataset(tmp_path / "two", replace(config, non_plant=0))
     assert drawn.classes == ("healthy", "rust")

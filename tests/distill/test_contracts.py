@@ -1,0 +1,140 @@
+"""What every method must keep, run over each method and counted; golden values from the published formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agrikd import distill
+from agrikd.data.loader import Batch
+from agrikd.distill.kd import kd_loss
+from agrikd.nets._base import Net, Origin, Outputs
+from agrikd.tasks.classification import Classification, softened_kl
+
+CLASSES = ("blight", "healthy", "rust")
+METHODS = distill.names()
+WITH_TEACHER = tuple(name for name in METHODS if distill.method(name).needs_teacher)
+ZERO_AT_EQUALITY_EXCEPTIONS: tuple[str, ...] = ()
+
+
+class Tiny(Net):
+    """A net small enough to check by hand: pooled colours, dropout, batch norm, a linear layer."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__((8, 8), (0.5,) * 3, (0.5,) * 3, Origin("test", True, CLASSES))
+        torch.manual_seed(seed)
+        self.norm, self.drop, self.head = nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, len(CLASSES))
+
+    def answer(self, images: Tensor, stages: int) -> Outputs:
+        pooled = self.drop(self.norm(images.mean((2, 3))))
+        return Outputs(self.head(pooled), pooled)
+
+
+def batch(rows: int = 6, unlabelled: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    labelled = torch.arange(rows) < rows - unlabelled
+    images = torch.rand((rows, 3, 8, 8), generator=generator)
+    return Batch(images, torch.arange(rows) % 3, labelled, torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
+
+
+def distiller(name: str, student: Net | None = None) -> distill.Distiller:
+    method = distill.method(name)
+    teachers = [Tiny(2)] if method.needs_teacher else []
+    return method(Classification(CLASSES), student or Tiny(1), teachers, method.Config())
+
+
+def test_the_methods_are_counted() -> None:
+    assert set(METHODS) >= {"none", "kd"}
+    assert len(ZERO_AT_EQUALITY_EXCEPTIONS) == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_student_gets_a_gradient(name: str) -> None:
+    made = distiller(name)
+    made(batch()).loss.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.student.parameters())
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_a_frozen_teacher_stays_as_it_is(name: str) -> None:
+    made = distiller(name)
+    before = {key: value.clone() for key, value in made.teachers.state_dict().items()}
+    for mode in (True, False, True):
+        made.train(mode)
+        assert not any(module.training for module in made.teachers.modules())
+    made(batch()).loss.backward()
+    assert all(p.grad is None for p in made.teachers.parameters())
+    assert all(torch.equal(before[key], value) for key, value in made.teachers.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_does_not_depend_on_the_order_of_rows(name: str) -> None:
+    made = distiller(name).eval()
+    rows = batch()
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    shuffled = Batch(*(value[order] for value in vars(rows).values()))
+    assert float(made(rows).loss.detach()) == pytest.approx(float(made(shuffled).loss.detach()), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", WITH_TEACHER)
+def test_logit_methods_are_zero_where_both_agree(name: str) -> None:
+    made = distiller(name, student=Tiny(2)).eval()
+    parts = made(batch()).parts
+    assert all(abs(float(value)) < 1e-6 for part, value in parts.items() if part != "task")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_part_has_a_named_weight(name: str) -> None:
+    made = distiller(name).eval()
+    step = made(batch())
+    total = sum(getattr(made.config, f"weight_{part}") * float(value) for part, value in step.parts.items())
+    assert float(step.loss) == pytest.approx(total, rel=1e-6)
+
+
+def test_unlabelled_rows_do_not_enter_the_task_loss() -> None:
+    made, rows = distiller("none").eval(), batch()
+    other = Batch(**{**vars(rows), "target": torch.where(rows.labelled, rows.target, (rows.target + 1) % 3)})
+    assert torch.equal(made(rows).loss, made(other).loss)
+    expected = -torch.log_softmax(made(rows).outputs.logits, 1)[torch.arange(4), rows.target[:4]].mean()
+    assert float(made(rows).parts["task"].detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_unlabelled_rows_are_weighed() -> None:
+    method, rows = distill.method("kd"), batch()
+    parts = {}
+    for weight in (0.0, 1.0, 3.0):
+        made = method(Classification(CLASSES), Tiny(1), [Tiny(2)], method.Config(weight_unlabelled=weight)).eval()
+        parts[weight] = float(made(rows).parts["kd"].detach())
+        each = kd_loss(made.student(rows.images).logits, made.teachers[0](rows.images).logits, 2.0).detach()
+        weights = torch.tensor([1.0] * 4 + [weight] * 2)
+        assert parts[weight] == pytest.approx(float((each * weights).sum() / weights.sum()), rel=1e-5)
+    assert len(set(parts.values())) == 3
+
+
+def test_several_teachers_are_averaged() -> None:
+    method, rows = distill.method("kd"), batch()
+    student, teachers = Tiny(1), [Tiny(2), Tiny(3)]
+    apart = [float(method(Classification(CLASSES), student, [t], method.Config()).eval()(rows).parts["kd"]) for t in teachers]
+    both = method(Classification(CLASSES), student, teachers, method.Config()).eval()
+    assert float(both(rows).parts["kd"]) == pytest.approx(float(np.mean(apart)), rel=1e-5)
+
+
+def test_kd_golden_value() -> None:
+    """Hinton et al. 2015: T² Σ p log(p / q), worked out here with Python's own arithmetic."""
+    student, teacher, t = [1.0, 2.0, 0.5], [0.2, 3.0, -1.0], 4.0
+    p = [math.exp(v / t) for v in teacher]
+    q = [math.exp(v / t) for v in student]
+    p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+    expected = t**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert expected == pytest.approx(0.583786, abs=1e-6)
+    assert float(kd_loss(torch.tensor([student]), torch.tensor([teacher]), t)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_points_from_the_teacher_to_the_student() -> None:
+    sure, unsure = torch.tensor([[8.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert float(softened_kl(unsure, sure, 1.0)) == pytest.approx(math.log(2), abs=0.01)
+    assert float(softened_kl(sure, unsure, 1.0)) == pytest.approx(4 - math.log(2), abs=0.01)

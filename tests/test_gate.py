@@ -1,0 +1,140 @@
+"""Teachers that must be refused, each with its own reason, and the one that must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agrikd import files, gate, train
+from agrikd.data.loader import Loader
+from agrikd.errors import GateError
+from agrikd.nets.from_timm import TimmNet
+from agrikd.nets.sources import open_net
+from agrikd.recipe import NetSpec, parse
+from agrikd.run import Run
+
+CLASSES = ("blight", "healthy", "rust")
+
+
+@pytest.fixture(scope="module")
+def loader(tiny: Callable[..., dict[str, Any]], taught: Path) -> Loader:
+    raw = tiny(teachers=[{"run": str(taught)}], method={"name": "kd"})
+    return train.prepare(parse(raw, "test")).loader
+
+
+def teacher(taught: Path, **changes: Any) -> TimmNet:
+    return open_net(NetSpec(run=taught, **changes), CLASSES).eval().requires_grad_(False)
+
+
+def answers(checks: list[gate.Check]) -> dict[str, str]:
+    return {check.name: check.answer for check in checks}
+
+
+def why(checks: list[gate.Check]) -> str:
+    return " | ".join(f"{check.name}: {check.why}" for check in checks if check.answer == "refused")
+
+
+def test_a_taught_teacher_passes(taught: Path, loader: Loader) -> None:
+    checks = gate.check(teacher(taught), loader, Run.open(taught), None)
+    assert answers(checks) == {
+        "class names and order": "ok",
+        "declared normalisation": "ok",
+        "trained head": "ok",
+        "eval mode, no gradient": "ok",
+        "above chance": "ok",
+        "beats the student": "not checked",
+    }
+
+
+def test_a_random_head_is_refused(taught: Path, loader: Loader) -> None:
+    net = teacher(taught)
+    net.origin = replace(net.origin, head_trained=False)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(net.classifier.weight, std=0.02)
+    said = why(gate.check(net, loader, None, None))
+    assert "the classifier is random" in said and "agrikd teach" in said
+
+
+def test_a_random_head_that_claims_to_be_trained_is_caught_by_its_answers(taught: Path, loader: Loader) -> None:
+    net = teacher(taught)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(net.classifier.weight, std=0.02)
+    assert "above chance: accuracy" in why(gate.check(net, loader, None, None))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_shuffled_classes_are_refused(taught: Path, loader: Loader, declared: bool) -> None:
+    net = teacher(taught)
+    order = [2, 0, 1]
+    if declared:
+        net.origin = replace(net.origin, classes=tuple(CLASSES[i] for i in order))
+        assert "the same classes in another order" in why(gate.check(net, loader, None, None))
+        return
+    with torch.no_grad():
+        net.classifier.weight.copy_(net.classifier.weight[order])
+        net.classifier.bias.copy_(net.classifier.bias[order])
+    said = why(gate.check(net, loader, None, None))
+    assert "above chance" in said and "another order, as in a shuffled label list" in said
+
+
+def test_another_normalisation_is_refused(taught: Path, loader: Loader) -> None:
+    net = teacher(taught, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    said = why(gate.check(net, loader, None, None))
+    assert "it was trained with mean (0.5, 0.5, 0.5)" in said and "the recipe gives mean (0.485, 0.456, 0.406)" in said
+
+
+def test_a_normalisation_nobody_declared_is_refused(taught: Path, loader: Loader) -> None:
+    net = teacher(taught)
+    net.origin = replace(net.origin, mean=None)
+    assert "does not say its mean and std" in why(gate.check(net, loader, None, None))
+
+
+def test_another_class_count_is_refused_and_its_answers_not_judged(taught: Path, loader: Loader) -> None:
+    net = teacher(taught)
+    net.origin = replace(net.origin, classes=(*CLASSES, "mildew"))
+    checks = gate.check(net, loader, None, None)
+    assert "it knows 4 classes, the photos have 3" in why(checks)
+    assert answers(checks)["above chance"] == "not checked"
+
+
+def test_a_teacher_in_training_mode_is_refused(taught: Path, loader: Loader) -> None:
+    net = teacher(taught)
+    net.requires_grad_(True)
+    assert "wants gradients" in why(gate.check(net, loader, None, None)).replace("want ", "wants ")
+
+
+def test_a_teacher_no_better_than_the_student_is_refused(
+    taught: Path, tiny: Callable[..., dict[str, Any]], loader: Loader, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    raw = tiny(student={"run": str(taught)}, optim={"steps": 1, "batch": 8, "lr": 1e-12, "weight_decay": 0})
+    train.fit(parse(raw, "test"), alone)
+    checks = gate.check(teacher(taught), loader, None, Run.open(alone))
+    assert "a teacher no better than the student makes it worse" in why(checks)
+    assert [check.name for check in checks if check.answer == "refused"] == ["beats the student"]
+
+
+def test_a_refusal_is_kept_and_leaves_no_trained_run(
+    taught: Path, tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    wrong = {"run": str(taught), "mean": [0.1, 0.1, 0.1]}
+    raw = tiny(teachers=[wrong], method={"name": "kd"})
+    with pytest.raises(GateError, match=r"(?s)not fit to teach.*normalisation.*--override-gate"):
+        train.fit(parse(raw, "test"), tmp_path / "refused")
+    assert not (tmp_path / "refused" / "weights.safetensors").exists()
+    assert not files.read_json(tmp_path / "refused" / "gate.json")["passed"]
+    run = train.fit(parse({**raw, "gate": {"override": "to see how bad it is"}}, "test"), tmp_path / "overridden")
+    said = files.read_json(run.folder / "gate.json")
+    assert said["override"] == "to see how bad it is" and not said["passed"]
+
+
+def test_held_out_predictions_are_the_evidence_where_there_is_no_val_split(taught: Path) -> None:
+    stored = gate.held_out_evidence(Run.open(taught))
+    assert stored is not None and stored.logits.shape == (len(stored.truth), 3)
+    assert np.isfinite(stored.logits).all()
