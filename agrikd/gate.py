@@ -127,9 +127,8 @@ def _normalisation(net: TimmNet) -> Check:
     used = [tuple(values.flatten().tolist()) for values in (net.mean, net.std)]
     if not np.allclose(used, (origin.mean, origin.std), atol=1e-4):
         want = f"mean {_listed(origin.mean)}, std {_listed(origin.std)}"
-        return Check(
-            name, "refused", f"it was trained with {want}, the recipe gives {_listed(used[0])}, {_listed(used[1])}"
-        )
+        given = f"mean {_listed(used[0])}, std {_listed(used[1])}"
+        return Check(name, "refused", f"it was trained with {want}, the recipe gives {given}")
     return Check(name, "ok", f"mean {_listed(origin.mean)}, std {_listed(origin.std)}")
 
 
@@ -206,4 +205,4 @@ def _beats_student(teacher: Evidence, loader: Loader, alone: Run | None) -> Chec
 
 
 def _listed(values: Sequence[object]) -> str:
-    return "(" + ", ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values) + ")"
+    return "(" + ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values) + ")"

@@ -179,14 +179,37 @@ class Recipe(Spec):
         return files.digest(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, key in enumerate(keys):
+            if key.value in {earlier.value for earlier in keys[:number]}:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back as it was."""
+
+
+for _yaml in (_Loader, _Dumper):  # YAML 1.1 reads 1e-3 as text; a person means a number
+    _exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+.0123456789"))
 
 
 def read_mapping(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """The raw mapping of a recipe file with `key.sub=value` overrides applied, paths made absolute."""
     try:
-        raw = yaml.safe_load(files.read_text(path))
-    except yaml.YAMLError as error:
+        raw = yaml.load(files.read_text(path), _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise InputError(Problem(where, f"is not valid YAML ({getattr(error, 'problem', error)})")) from None
@@ -263,30 +286,24 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(Problem(f"--set {override}", "is not key=value", mend))
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
         raise InputError(Problem(f"--set {override}", f"{text!r} is not valid YAML", mend)) from None
     *parents, last = key.split(".")
     here: Any = raw
     for part in parents:
-        here = here[int(part)] if isinstance(here, list) and part.isdecimal() else _child(here, part, override)
+        here = _child(here, part, override)
     if isinstance(here, list) and last.isdecimal() and int(last) < len(here):
         here[int(last)] = _absolute(value, Path.cwd(), f"--set {override}", last)
     elif isinstance(here, dict):
-        here[last] = _absolute(_number(value), Path.cwd(), f"--set {override}", last)
+        here[last] = _absolute(value, Path.cwd(), f"--set {override}", last)
     else:
         raise InputError(Problem(f"--set {override}", f"there is nothing called {last!r} there", mend))
 
 
 def _child(here: Any, part: str, override: str) -> Any:
+    if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+        return here[int(part)]
     if not isinstance(here, dict):
         raise InputError(Problem(f"--set {override}", f"{part!r} is not inside a group of settings"))
     return here.setdefault(part, {})
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text; a person means a number."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

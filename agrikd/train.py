@@ -360,6 +360,8 @@ def _finish(job: Job, state: TrainState, run: Run) -> None:
 def save_net(net: TimmNet, recipe: Recipe, run: Run) -> None:
     """Write a net's weights under timm's own names; the file says its classes and its door. Marks the Run done."""
     said = {
+        "timm": net.spec.timm,
+        "kwargs": net.spec.kwargs,
         "task": recipe.task.name,
         "classes": run.record()["classes"],
         "mean": net.mean.flatten().tolist(),

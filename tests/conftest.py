@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -44,14 +45,30 @@ def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["AGRIKD_CACHE"]
 
 
+HUES = {"blight": (120, 80, 40), "healthy": (60, 150, 60), "rust": (210, 120, 30), "not_a_plant": (90, 140, 230)}
+
+
 @pytest.fixture(scope="session")
 def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn dataset of three classes at 64 px: 24 labelled, 18 unlabelled, 12 val, 24 test, some of no plant."""
-    from agrikd.data.synthetic import SyntheticConfig, write_dataset
+    """Three classes that colour alone tells apart (a linear probe must learn them), 64 px: 24 labelled, 18
+    unlabelled, 12 val and 24 test rows, and some of no plant."""
+    from agrikd import files, image
+    from agrikd.data.manifest import Manifest, Row, write
 
     folder = tmp_path_factory.mktemp("tiny") / "photos"
-    counts = {"train_per_class": 8, "unlabelled": 18, "val_per_class": 4, "test_per_class": 8, "non_plant": 4}
-    write_dataset(folder, SyntheticConfig(size=64, classes=("healthy", "rust", "blight"), **counts))
+    folder.mkdir()
+    counts = {"train": 8, "unlabelled": 6, "val": 4, "test": 8}
+    rng, rows = np.random.default_rng(0), []
+    for stream, count in counts.items():
+        split = "train" if stream == "unlabelled" else stream
+        for name in [*HUES][: 4 if split in ("val", "test") else 3]:
+            for number in range(count):
+                pixels = np.clip(rng.normal(HUES[name], 40, (64, 64, 3)), 0, 255).astype(np.uint8)
+                path = f"{stream}_{name}_{number}.jpg"
+                image.write_jpeg(folder / path, pixels)
+                digest = files.sha256((folder / path).read_bytes())
+                rows.append(Row(path, None if stream == "unlabelled" else name, split, sha256=digest, source="test"))
+    write(Manifest(tuple(rows), folder), folder / "manifest.csv")
     return folder
 
 

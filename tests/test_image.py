@@ -152,8 +152,11 @@ class TestDecode:
         np.testing.assert_allclose(found.astype(int), corners().astype(int), atol=3)
 
     def test_jpeg_bytes_go_round(self) -> None:
-        found = image.decode(image.encode_jpeg(blurred(), 100), "x")
-        assert np.abs(found.astype(int) - blurred()).mean() < 2
+        quarters = corners(64, 96)
+        found = image.decode(image.encode_jpeg(quarters, 100), "x")
+        apart = np.abs(found.astype(int) - quarters)
+        apart[24:40], apart[:, 40:56] = 0, 0  # beside the edges, which JPEG smears
+        assert apart.max() <= 2
 
 
 class TestBroken:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from agrikd import console
 from agrikd.errors import ParityError
 from agrikd.predict._base import Predictor
-from agrikd.types import Image
+from agrikd.types import Image, Prediction
 
 TOLERANCE = 1e-3
 """Largest difference of a logit in FP32: float32 sums in another order stay well below it."""
@@ -51,14 +51,14 @@ def compare(source: Predictor, exported: Predictor, images: Sequence[Image], tol
         raise ParityError("the export names other classes than its source")
     if not images:
         raise ParityError("there is no image to compare on")
-    pairs = [(source([one])[0], exported([one])[0]) for one in console.track(images, "parity")]
+    pairs = [(source([one])[0], _answer(exported, one)) for one in console.track(images, "parity")]
     a, b = (np.stack([pair[side].logits for pair in pairs]) for side in (0, 1))
     p, q = (np.stack([pair[side].probabilities for pair in pairs]) for side in (0, 1))
     clear = _margin(a) > 2 * tolerance
     return Parity(
         images=len(images),
-        max_logit=_largest(a, b),
-        max_probability=_largest(p, q),
+        max_logit=float(np.abs(a - b).max()),
+        max_probability=float(np.abs(p - q).max()),
         clear=int(clear.sum()),
         flipped=int((a.argmax(1) != b.argmax(1))[clear].sum()),
         tolerance=tolerance,
@@ -71,11 +71,12 @@ def require(parity: Parity, what: str) -> None:
         raise ParityError(f"{what} does not answer as its source does; nothing was written\n  {parity}")
 
 
-def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """A non-finite answer on either side is an infinite difference."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    return float(np.abs(a - b).max())
+def _answer(exported: Predictor, one: Image) -> Prediction:
+    """The metrics refuse numbers that are not finite; in an export they are a failed parity."""
+    try:
+        return exported([one])[0]
+    except ValueError as error:
+        raise ParityError(f"the export gives no usable answer ({error}); nothing was written") from None
 
 
 def _margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,13 +14,14 @@ from agrikd.recipe import NetSpec
 
 
 class TimmNet(Net):
-    """`model` is a timm model with a linear classifier of as many outputs as the task wants."""
+    """`model` is a timm model with a linear classifier of as many outputs as the task wants; `spec` names it."""
 
     def __init__(self, model: nn.Module, spec: NetSpec, origin: Origin) -> None:
         config = cast(dict[str, Any], model.pretrained_cfg)
         size = spec.input_size or tuple(config["input_size"][-2:])
         super().__init__(size, spec.mean or config["mean"], spec.std or config["std"], origin)
         self.model: Any = model
+        self.spec = spec
 
     def answer(self, images: Tensor, stages: int) -> Outputs:
         if stages:

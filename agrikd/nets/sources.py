@@ -64,14 +64,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _from_run(spec: NetSpec, folder: Path) -> TimmNet:
     run = Run.open(folder)
-    made = run.recipe.student
     weights, said = read_weights(run.weights)
-    asked = {name: value for name in ("mean", "std", "input_size") if (value := getattr(spec, name)) is not None}
     origin = Origin(f"run {run.folder.name}", True, tuple(said["classes"]), tuple(said["mean"]), tuple(said["std"]))
-    model = create(made, len(said["classes"]))
+    own = {name: said[name] for name in ("timm", "kwargs", "mean", "std", "input_size")}
+    asked = {name: value for name in ("mean", "std", "input_size") if (value := getattr(spec, name)) is not None}
+    opened = NetSpec.model_validate({**own, **asked})
+    model = create(opened, len(said["classes"]))
     _load(model, weights, str(run.weights))
-    own = {"mean": said["mean"], "std": said["std"], "input_size": said["input_size"]}
-    return TimmNet(model, NetSpec.model_validate({**made.model_dump(), **own, **asked}), origin)
+    return TimmNet(model, opened, origin)
 
 
 def _from_hub(spec: NetSpec, outputs: int) -> TimmNet:

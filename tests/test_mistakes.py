@@ -1,0 +1,543 @@
+"""What people do wrong at the command line: each is a message and an exit code, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="pip install 'agrikd[train]'")
+pytest.importorskip("onnxruntime", reason="pip install 'agrikd[export]'")
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from agrikd import train
+from agrikd.cli import app
+from agrikd.export import onnx
+
+SCREEN = 24
+"""Lines of a terminal: a report must fit."""
+AGRIKD = (sys.executable, "-c", "from agrikd.cli import main; main()")
+FINISHED = ("weights.safetensors", "model.onnx")
+"""What makes a folder count as a finished Run or an export."""
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A dataset, a Run on it and its export: made once, and never changed."""
+
+    photos: Path
+    run: Path
+    onnx: Path
+
+
+@pytest.fixture(scope="session")
+def lab(tiny: Callable[..., dict[str, Any]], tiny_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    folder = tmp_path_factory.mktemp("mistakes")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny()))
+    run = train.fit(train.load(recipe), folder / "run").folder
+    onnx.export_run(run, folder / "student.onnx", 2)
+    return Lab(tiny_photos, run, folder / "student.onnx")
+
+
+class Scene:
+    """A folder with a good recipe in it, to be spoilt."""
+
+    def __init__(self, lab: Lab, raw: dict[str, Any], here: Path) -> None:
+        self.lab, self.raw, self.here = lab, raw, here
+        self.recipe, self.own, self.out = here / "recipe.yaml", here / "photos", here / "out"
+        with (lab.photos / "manifest.csv").open() as table:
+            self.first = next(csv.DictReader(table))["path"]
+        self.write(raw)
+
+    def write(self, raw: Any) -> None:
+        """The recipe: a mapping, or text as it is."""
+        self.recipe.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+
+    def copy_photos(self) -> None:
+        """Work on a copy of the photos, `own`."""
+        shutil.copytree(self.lab.photos, self.own)
+        self.write({**self.raw, "data": {"manifest": "photos/manifest.csv"}})
+
+    def copy_run(self) -> None:
+        """The Run, at `out`, with its recipe."""
+        shutil.copytree(self.lab.run, self.out)
+        shutil.copy(self.out / "recipe.yaml", self.recipe)
+
+    def fill(self, words: str) -> str:
+        """Words with the scene's places put in."""
+        places = {"photos": self.lab.photos, "run": self.lab.run, "onnx": self.lab.onnx, **vars(self)}
+        return words.format(**places, distill=f"distill {self.recipe} --out {self.out}")
+
+
+@pytest.fixture
+def scene(lab: Lab, tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> Scene:
+    return Scene(lab, tiny(), tmp_path)
+
+
+# What a command said and left.
+
+
+@dataclass(frozen=True)
+class Said:
+    code: int
+    text: str
+
+
+def in_process(*words: str | Path) -> Said:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Said(done.exit_code, done.output)
+
+
+def on_its_own(*words: str | Path) -> Said:
+    """In a process of its own; an error belongs on stderr."""
+    done = subprocess.run([*AGRIKD, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert not done.stdout
+    return Said(done.returncode, done.stderr)
+
+
+def check_words(said: Said, code: int, *words: str) -> None:
+    assert said.code == code, said.text
+    assert "Traceback" not in said.text
+    assert said.text.count("\n") <= SCREEN, said.text
+    for word in words:
+        assert word in said.text, f"{word!r} is not in:\n{said.text}"
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every file below a folder, and a digest of what it holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }
+
+
+def check_left(before: dict[str, str], after: dict[str, str], *, begun: bool = False) -> None:
+    """Nothing new and nothing changed; where a Run had begun, nothing that counts as done and no temporary file."""
+    if not begun:
+        assert after == before
+    new = [Path(path).name for path in after.keys() - before.keys()]
+    assert not [name for name in new if name.startswith(".") or name in FINISHED]
+
+
+# What spoils a scene.
+
+Spoil = Callable[[Scene], Any]
+
+
+def recipe(raw: Any = None, **keys: Any) -> Spoil:
+    """The recipe is `raw`, or has other top-level keys."""
+    return lambda scene: scene.write(raw if raw is not None else {**scene.raw, **keys})
+
+
+def manifest(change: Callable[[Rows], Rows | None]) -> Spoil:
+    """The manifest's rows are changed in place, or replaced by what `change` returns."""
+
+    def spoil(scene: Scene) -> None:
+        scene.copy_photos()
+        path = scene.own / "manifest.csv"
+        with path.open() as table:
+            rows = list(csv.DictReader(table))
+        rows = change(rows) or rows
+        with path.open("w", newline="") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return spoil
+
+
+def photo(change: Callable[[Path], Any], *, sha256: bool = False) -> Spoil:
+    """The first photo is changed; without `sha256` in the manifest, only its pixels can tell."""
+
+    def spoil(scene: Scene) -> None:
+        manifest(lambda rows: rows if sha256 else [{**row, "sha256": ""} for row in rows])(scene)
+        change(scene.own / scene.first)
+
+    return spoil
+
+
+def files_in(*names: str, text: str = "") -> Spoil:
+    def spoil(scene: Scene) -> None:
+        for name in names:
+            (scene.here / name).parent.mkdir(parents=True, exist_ok=True)
+            (scene.here / name).write_text(text)
+
+    return spoil
+
+
+def first(**cells: str) -> Spoil:
+    """The manifest's first row has other cells."""
+    return manifest(lambda rows: rows[0].update(cells))
+
+
+def column(old: str, new: str) -> Spoil:
+    return manifest(lambda rows: [{new if k == old else k: v for k, v in row.items()} for row in rows])
+
+
+def kept(wanted: Callable[[dict[str, str]], bool]) -> Spoil:
+    return manifest(lambda rows: [row for row in rows if wanted(row)])
+
+
+def shared_by_train_and_test(key: str) -> Spoil:
+    def change(rows: Rows) -> None:
+        train_row, test_row = (next(row for row in rows if row["split"] == split) for split in ("train", "test"))
+        test_row[key] = train_row[key]
+
+    return manifest(change)
+
+
+renamed = manifest(lambda rows: [{**row, "target": row["target"].replace("rust", "mosaic")} for row in rows])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def cut_table(scene: Scene) -> None:
+    scene.copy_photos()
+    cut(scene.own / "manifest.csv")
+
+
+def no_val_photos(scene: Scene) -> None:
+    scene.copy_photos()
+    shutil.rmtree(scene.own / "images" / "val")
+
+
+def unfinished(checkpoint: bytes = b"") -> Spoil:
+    """A Run that was interrupted, with that checkpoint."""
+
+    def spoil(scene: Scene) -> None:
+        scene.copy_run()
+        (scene.out / "weights.safetensors").unlink()
+        if checkpoint:
+            (scene.out / "checkpoint.pt").write_bytes(checkpoint)
+
+    return spoil
+
+
+def broken_recipe(scene: Scene) -> None:
+    scene.copy_run()
+    (scene.out / "recipe.yaml").write_text("name: {")
+
+
+def weights(*, named: bool = True, value: float = 0.0) -> Spoil:
+    """A Run whose classifier's weights are all `value`; not `named`: the file does not say whose they are."""
+
+    def spoil(scene: Scene) -> None:
+        scene.copy_run()
+        path = scene.out / "weights.safetensors"
+        with safe_open(path, "pt") as opened:
+            said = opened.metadata()
+        save_file({**load_file(path), **dict.fromkeys([], value)}, path, said if named else None)
+
+    return spoil
+
+
+def nan_weights(scene: Scene) -> None:
+    scene.copy_run()
+    path = scene.out / "weights.safetensors"
+    with safe_open(path, "pt") as opened:
+        said = opened.metadata()
+    values = load_file(path)
+    values["classifier.bias"].fill_(float("nan"))
+    save_file(values, path, said)
+
+
+def foreign_weights(scene: Scene) -> None:
+    scene.copy_run()
+    path = scene.out / "weights.safetensors"
+    save_file(load_file(path), path)
+
+
+def foreign_onnx(scene: Scene) -> None:
+    """Our export without what it says of itself."""
+    package = pytest.importorskip("onnx", reason="pip install 'agrikd[export]'")
+    model = package.load(scene.lab.onnx)
+    del model.metadata_props[:]
+    package.save(model, scene.here / "foreign.onnx")
+
+
+# The table.
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A command line with {places} of the scene. What is `wrong`, `where` it stands and the `way` out must be said.
+
+    given: spoils the scene first. own: in a process of its own. begun: a Run had begun when it was found.
+    """
+
+    name: str
+    line: str
+    wrong: str
+    where: str
+    way: str
+    given: Spoil = lambda scene: None
+    code: int = 2
+    own: bool = False
+    begun: bool = False
+
+
+M = Mistake
+TEACHER = {"teachers": [{"timm": "test_resnet", "input_size": 32}], "method": {"name": "kd"}}
+CHECKPOINT = b"PK\x03\x04" + 5000 * b"\0"
+
+RECIPES = [
+    M("no recipe", "distill {here}/mine.yaml", "there is no such file", "{here}/mine.yaml", "agrikd init", own=True),
+    M("recipe is a folder", "distill {here}", "Is a directory", "{here}", "agrikd init"),
+    M("recipe under a file", "distill {recipe}/r.yaml", "Not a directory", "{recipe}/r.yaml", "agrikd init"),
+    M("recipe is a photo", "distill {photos}/{first}", "is not UTF-8", "{first}", "save it as UTF-8"),
+    M("no YAML", "{distill}", "is not valid YAML", "recipe.yaml:2", "→", recipe("name: x\n  data: [")),
+    M("no mapping", "{distill}", "is not a recipe", "recipe.yaml", "expected a mapping", recipe("- one\n- two\n")),
+    M("empty", "{distill}", "is not a recipe", "recipe.yaml", "expected a mapping", recipe("")),
+    M("unknown key", "{distill}", "unknown key", "recipe.yaml: optm", "did you mean 'optim'?", recipe(optm={})),
+    M("nested key", "{distill} -s data.manifets=x", "unknown key", "recipe.yaml: data.manifets", "'manifest'", own=True),
+    M("key in a list", "{distill}", "unknown key", "teachers.0.tim", "'timm'", recipe(teachers=[{"tim": "resnet18"}])),
+    M("missing key", "{distill}", "is missing", "recipe.yaml: student", "→", recipe("name: x\ndata: {manifest: m}")),
+    M("wrong type", "{distill} -s optim.steps=many", "got 'many'", "recipe.yaml: optim.steps", "be a valid integer"),
+    M("out of range", "{distill} -s optim.lr=-1", "got -1", "recipe.yaml: optim.lr", "should be greater than 0"),
+    M("huge seed", "{distill} -s seed=99999999999999999999", "got 99999999", "recipe.yaml: seed", "should be less than"),
+    M("unknown net", "{distill} -s student.timm=resnet81", "no model 'resnet81'", "recipe.yaml: student", "resnet18"),
+    M("unknown task", "{distill} -s task.name=counting", "no task 'counting'", "task.name", "known: classification"),
+    M("unknown method", "{distill} -s method.name=kld", "no method 'kld'", "recipe.yaml: method.name", "mean 'kd'?"),
+    M("method's key", "{distill} -s method.T=2", "unknown key", "recipe.yaml: method.T", "known here: weight_task"),
+    M("no variable", "{distill} -s data.root='${{NONE}}'", "${{NONE}} is not set", "data.root", "export NONE=…"),
+    M("--set without =", "{distill} -s optim.lr", "is not key=value", "--set optim.lr", "as in optim.lr=1e-3"),
+    M("--set into a value", "{distill} -s name.x=1", "nothing called 'x'", "--set name.x=1", "write key.sub=value"),
+    M("--set past the end", "{distill} -s teachers.3.timm=x", "3", "--set teachers.3.timm=x", "→", recipe(teachers=[])),
+    M("--set of no YAML", "{distill} -s 'optim=['", "is not valid YAML", "--set optim=[", "write key.sub=value"),
+]
+
+NETS = [
+    M("timm and run", "{distill} -s student.run={run}", "exactly one of 'timm'", "recipe.yaml: student", "and 'run'"),
+    M("no weights", "{distill} -s student.weights={here}/w.safetensors", "no such file", "{here}/w.safetensors", "set w"),
+    M(
+        "weights are words",
+        "{distill} -s student.weights={here}/w.safetensors",
+        "is no readable safetensors file",
+        "{here}/w.safetensors",
+        "copy it again",
+        files_in("w.safetensors", text="404 not found"),
+    ),
+    M(
+        "weights of another net",
+        "{distill} -s student.timm=test_resnet -s student.weights={run}/weights.safetensors",
+        "does not fit the net",
+        "weights.safetensors",
+        "the weights are of another net",
+    ),
+    M("no package", "{distill} -s student.weights=package", "no package carries", "student", "tf_efficientnet_lite0"),
+    M("unknown kwarg", "{distill} -s student.kwargs.depth=3", "'depth'", "kwargs", "→"),
+    M("wrong kwarg", "{distill} -s student.kwargs.pad_type=foo", "foo", "kwargs", "→"),
+    M(
+        "a size that the net cannot take",
+        "{distill} -s student.timm=test_vit -s student.input_size=64",
+        "64",
+        "net test_vit",
+        "input_size",
+    ),
+    M(
+        "student of other classes",
+        "{distill} -s student.timm=null -s student.run={run}",
+        "know the classes blight, healthy, rust",
+        "student",
+        "→",
+        renamed,
+    ),
+    M(
+        "teacher of other classes",
+        "{distill} -s method.name=kd --teacher {run}",
+        "it knows (blight, healthy, rust)",
+        "class names and order",
+        "--override-gate",
+        renamed,
+        code=4,
+        begun=True,
+    ),
+    M("untaught teacher", "{distill}", "is random", "trained head", "agrikd teach", recipe(**TEACHER), 4, begun=True),
+    M("kd without a teacher", "{distill} -s method.name=kd", "needs a teacher", "teachers", "or use method none"),
+    M("nobody to teach", "teach {recipe} --out {out}", "no timm model to teach", "teachers", "name a timm model"),
+    M("no such teacher", "{distill} -s method.name=kd --teacher {here}/t", "is no Run", "{here}/t", "agrikd teach"),
+    M("no such --alone", "{distill} --alone {here}/a", "is no Run", "{here}/a", "expected a folder"),
+]
+
+PHOTOS = [
+    M("no manifest", "{distill} -s data.manifest=m.csv", "there is no file", "recipe.yaml: data.manifest", "agrikd init"),
+    M("no column", "{distill}", "lacks the column 'target'", "manifest.csv:1", "columns are", column("target", "label")),
+    M("unknown column", "{distill}", "column 'plot'", "manifest.csv:1", "the columns are path", column("group", "plot")),
+    M("bad split", "{distill}", "the split is 'trian'", "manifest.csv:2", "train, val, test", first(split="trian")),
+    M("unlabelled test", "{distill}", "has no label", "manifest.csv:2", "to train", first(split="test", target="")),
+    M("photo elsewhere", "{distill}", "leaves the manifest's folder", "manifest.csv:2", "→", first(path="../x.jpg")),
+    M("cut table", "{distill}", "fields", "manifest.csv:", "→", cut_table),
+    M("open quote", "{distill}", "is not CSV", "manifest.csv:", "→", first(source='"' + 200_000 * "x")),
+    M("photo in two splits", "{distill}", "in test", "images/test/", "one split", shared_by_train_and_test("sha256")),
+    M("plant in two splits", "{distill}", "in test and train", "group 't", "one split", shared_by_train_and_test("group")),
+    M("no photo", "{distill}", "{first} is not there", "manifest.csv", "paths start from {own}", photo(Path.unlink)),
+    M("no photos", "{distill} -s data.root={here}", "more like these", "manifest.csv", "paths start from {here}"),
+    M("changed", "{distill}", "has changed since", "{first}", "agrikd init", photo(lambda p: p.write_text("x"), sha256=True)),
+    M("cut photo", "{distill}", "is cut short", "{own}/{first}", "copy it again", photo(cut)),
+    M("empty photo", "{distill}", "0 bytes", "{own}/{first}", "copy", photo(lambda p: p.write_bytes(b""))),
+    M("text photo", "{distill}", "cannot be decoded", "{first}", "expected .jpg", photo(lambda p: p.write_text("404"))),
+    M("few labels", "{distill} -s data.labels_per_class=99", "fewer than 99", "class 'blight'", "label more photos"),
+    M(
+        "share of nothing",
+        "{distill} -s data.unlabelled_share=0.5",
+        "no row of train lacks a label",
+        "data.unlabelled_share",
+        "set data.unlabelled_share=0",
+        kept(lambda row: row["target"] != ""),
+    ),
+    M("one class", "{distill}", "has 1 class", "task", "label the photos", kept(lambda r: r["target"] in ("", "rust"))),
+    M("no labels", "{distill}", "has 0 classes", "task", "label the photos", kept(lambda row: row["target"] == "")),
+]
+
+FOLDERS = [
+    M("Run there", "distill {out}/recipe.yaml --out {out}", "holds a finished Run", "{out}", "--out", Scene.copy_run),
+    M("Run begun", "{distill}", "holds a Run already", "{out}", "go on with --resume", unfinished(CHECKPOINT)),
+    M(
+        "resume of another recipe",
+        "{distill} --resume -s optim.lr=0.1",
+        "holds a Run of another recipe",
+        "{out}",
+        "use its own recipe",
+        unfinished(CHECKPOINT),
+        own=True,
+    ),
+    M("cut checkpoint", "{distill} --resume", "damaged", "checkpoint.pt", "delete it", unfinished(CHECKPOINT), 6, begun=True),
+    M("no checkpoint", "{distill} --resume", "damaged", "checkpoint.pt", "delete it", unfinished(b"404"), 6, begun=True),
+    M("loss explodes", "{distill} -s optim.lr=1e30 -s optim.clip=0", "not finite", "step", "lower", code=6, begun=True),
+    M("file for --out", "distill {recipe} --out {recipe}", "a file is in the way", "{recipe}", "another place", code=7),
+    M("file above", "distill {recipe} --out {recipe}/r", "a file is in the way", "{recipe}/r", "another place", code=7),
+    M("long name", "distill {recipe} --out {here}/" + 300 * "x", "too long", 300 * "x", "→", code=7),
+    M("calibrate no Run", "calibrate {here}", "is no Run", "{here}", "made by agrikd teach or agrikd distill"),
+    M("calibrate too soon", "calibrate {out}", "has not finished", "{out}", "--resume", unfinished()),
+    M("calibrate on few", "calibrate {run}", "there are 12 held-out rows", "calibrate", "expected at least 20"),
+    M("share above one", "calibrate {run} --coverage 2", "is 2.0", "coverage", "expected a share between 0 and 1"),
+    M("Run's recipe broken", "calibrate {out}", "is not valid YAML", "{out}/recipe.yaml:1", "→", broken_recipe),
+    M("foreign weights", "predict {out} {photos}/{first}", "agrikd", "{out}/weights.safetensors", "→", foreign_weights),
+]
+
+JUDGING = [
+    M("no model", "evaluate {here}/run", "is no model", "{here}/run", "expected a Run folder"),
+    M("no such split", "evaluate {run} --split tset", "has no labelled rows", "split tset", "train, val, test"),
+    M(
+        "empty split",
+        "evaluate {run} --data {own}/manifest.csv",
+        "has no labelled rows",
+        "split val",
+        "splits with labels: train, test",
+        kept(lambda row: row["split"] != "val"),
+    ),
+    M(
+        "labels it does not know",
+        "evaluate {run} --data {own}/manifest.csv",
+        "does not know: mosaic",
+        "split val",
+        "the model knows blight, healthy, rust",
+        renamed,
+    ),
+    M("no such data", "evaluate {run} --data {here}/m.csv", "no such file", "{here}/m.csv", "agrikd init"),
+    M("onnx, no data", "evaluate {onnx}", "does not know its photos", "--data", "name a manifest with --data"),
+    M("no report", "evaluate {onnx} --data {photos}/manifest.csv", "no Run to keep", "--report", "say where"),
+    M(
+        "photos gone",
+        "evaluate {run} --data {own}/manifest.csv",
+        "is not there",
+        "images/val/",
+        "paths start from {own}",
+        no_val_photos,
+    ),
+    M(
+        "photos changed",
+        "evaluate {run} --data {own}/manifest.csv --split train",
+        "has changed since",
+        "{first}",
+        "agrikd init",
+        photo(lambda path: path.write_text("x"), sha256=True),
+    ),
+    M("nothing to compare", "compare {recipe} --out {out}", "a method with a teacher", "tiny: method", "name: kd"),
+    M("no views", "compare {recipe} --out {out}", "fixed set of views", "tiny: data.views", "20", recipe(**TEACHER)),
+    M(
+        "two of one name",
+        "compare {recipe} {recipe} --out {out} -s data.views=2",
+        "two recipes",
+        "tiny",
+        "give each a name",
+        recipe(**TEACHER),
+    ),
+    M("no seeds", "compare {recipe} --out {out} --seeds 0", "is 0", "seeds", "expected at least 1", recipe(**TEACHER)),
+]
+
+DATA = [
+    M("init on nothing", "init {here}/none", "there is no such folder", "{here}/none", "give the folder", own=True),
+    M("init on an empty folder", "init {here}/p", "holds no photos", "{here}/p", "expected .jpg", files_in("p/a.txt")),
+    M("init on a file", "init {recipe} --out {out}", "folder", "{recipe}", "→"),
+    M("init over a recipe", "init {photos} --out {here}", "is there already", "{recipe}", "choose another --out"),
+    M("init on one class", "init {here}/p", "one class only", "{here}/p", "→", files_in("p/rust/a.jpg", text="x")),
+    M("init on empty photos", "init {here}/p", "0 bytes", "p/b/b.jpg", "copy", files_in("p/a/a.jpg", "p/b/b.jpg"), own=True),
+    M("synth over something", "data synth {here}", "is not empty", "{here}", "choose a new folder", own=True),
+    M("synth too small", "data synth {out} --size 8", "is 8", "synthetic.size", "from 64 to 4096"),
+]
+
+MODELS = [
+    M("export of no Run", "export onnx {here}", "is no Run", "{here}", "made by agrikd teach or agrikd distill"),
+    M("a folder there", "export onnx {run} --out {out}", "a folder is in the way", "{out}", "→", files_in("out/x"), 7),
+    M("export that lies", "export onnx {out}", "does not answer as its source", "model.onnx", "nothing w", nan_weights, 5),
+    M("export on no photo", "export onnx {run} --out {out}.onnx --images 0", "0", "--images", "x>=1"),
+    M("no such onnx", "predict {here}/m.onnx {photos}/{first}", "there is no such file", "{here}/m.onnx", "→", own=True),
+    M("photo for a model", "predict {photos}/{first} {photos}/{first}", "is no model", "{first}", "or an .onnx file"),
+    M("foreign onnx", "predict {here}/foreign.onnx {recipe}", "agrikd", "foreign.onnx", "agrikd export", foreign_onnx),
+    M(
+        "words for onnx",
+        "predict {here}/m.onnx {photos}/{first}",
+        "cannot open it",
+        "{here}/m.onnx",
+        "agrikd export",
+        files_in("m.onnx", text="404 not found"),
+        own=True,
+    ),
+    M("empty onnx", "predict {here}/m.onnx {recipe}", "0 bytes", "{here}/m.onnx", "agrikd export", files_in("m.onnx")),
+]
+
+WORDS = [
+    M("unknown verb", "distil {recipe}", "No such command 'distil'", "distil", "distill", own=True),
+    M("unknown option", "{distill} --stes x=1", "No such option", "--stes", "--set"),
+    M("missing argument", "predict {onnx}", "Missing argument", "PHOTOS", "--help"),
+    M("no number", "calibrate {run} --folds three", "'three'", "--folds", "valid integer"),
+    M("no processes", "compare {recipe} --out {out} --processes -1", "-1", "--processes", "x>=1"),
+]
+
+MISTAKES = [*RECIPES, *NETS, *PHOTOS, *FOLDERS, *JUDGING, *DATA, *MODELS, *WORDS]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_a_mistake_is_said_and_leaves_nothing(mistake: Mistake, scene: Scene) -> None:
+    mistake.given(scene)
+    before = listing(scene.here)
+    said = (on_its_own if mistake.own else in_process)(*shlex.split(scene.fill(mistake.line)))
+    check_words(said, mistake.code, *map(scene.fill, (mistake.wrong, mistake.where, mistake.way)))
+    check_left(before, listing(scene.here), begun=mistake.begun)
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(MISTAKES) >= 100 and len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
+    assert sum(mistake.own for mistake in MISTAKES) >= 6
+    assert {mistake.code for mistake in MISTAKES} == {2, 4, 5, 6, 7}
