@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 
 class AgriKDError(Exception):
@@ -30,18 +31,25 @@ class Problem:
     mend: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.wrong}" + (f"\n    → {self.mend}" if self.mend else "")
+        return f"{self.said}\n    → {self.mend}" if self.mend else self.said
+
+    @property
+    def said(self) -> str:
+        return f"{self.where}: {self.wrong}"
 
 
 class InputError(AgriKDError):
-    """What the user gave is wrong. Carries every mistake found, not only the first."""
+    """What the user gave is wrong. Carries every mistake found, not only the first; shows what fits a screen."""
 
     exit_code = 2
     most_shown = 12
 
     def __init__(self, problems: Iterable[Problem] | Problem) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        lines = [str(problem) for problem in self.problems[: self.most_shown]]
+        lines = []
+        for mend, alike in groupby(self.problems[: self.most_shown], lambda problem: problem.mend):
+            lines += [problem.said for problem in alike]
+            lines += [f"    → {mend}"] if mend else []
         if (more := len(self.problems) - self.most_shown) > 0:
             lines.append(f"… and {more} more like these")
         super().__init__("\n".join(lines))

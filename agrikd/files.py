@@ -16,19 +16,28 @@ from typing import Any
 from agrikd.errors import InputError, Problem, StorageError
 
 
+_ELSEWHERE = "choose another place"
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("the disk is full", "free some space, then run this again")),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("may not be written", _ELSEWHERE)),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), ("a file is in the way of a folder", _ELSEWHERE)),
+    errno.EISDIR: ("a folder is in the way of a file", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+}
+"""What the operating system's refusals mean to a person, and the way out of each."""
+
+
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write at `path` into one `StorageError`."""
+def storage_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn the operating system's refusals to write at `path` (by default, where it says) into one `StorageError`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"{path}: the disk is full\n    → free some space, then run this again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StorageError(f"{path}: may not be written ({error.strerror})\n    → choose another place") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise StorageError(f"{path}: a file is in the way of a folder ({error.strerror})") from error
-        raise
+        where = path or error.filename
+        if where is None or error.errno not in _REFUSALS:
+            raise
+        said, mend = _REFUSALS[error.errno]
+        raise StorageError(f"{where}: {said} ({error.strerror})\n    → {mend}") from error
 
 
 @contextmanager
@@ -82,14 +91,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file; raises `InputError` if it is absent, unreadable or not text."""
+def read_text(path: Path, mend: str = "") -> str:
+    """A UTF-8 text file; raises `InputError` if it is absent, unreadable (`mend` is the way out) or not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(Problem(str(path), "there is no such file")) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
+        raise InputError(Problem(str(path), "there is no such file", mend)) from None
+    except OSError as error:
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})", mend)) from None
     except UnicodeDecodeError as error:
         raise InputError(Problem(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8")) from None
 

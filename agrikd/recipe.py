@@ -171,7 +171,7 @@ class Recipe(Spec):
     optim: OptimSpec = OptimSpec()
     teach: TeachSpec = TeachSpec()
     gate: GateSpec = GateSpec()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @cached_property
     def digest(self) -> str:
@@ -205,17 +205,23 @@ for _yaml in (_Loader, _Dumper):  # YAML 1.1 reads 1e-3 as text; a person means 
     _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+.0123456789"))
 
 
-def read_mapping(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The raw mapping of a recipe file with `key.sub=value` overrides applied, paths made absolute."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a recipe file holds, as it stands there."""
     try:
-        raw = yaml.load(files.read_text(path), _Loader)
+        raw = yaml.load(files.read_text(path, "agrikd init FOLDER makes a recipe"), _Loader)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(Problem(where, f"is not valid YAML ({getattr(error, 'problem', error)})")) from None
+        said = f"is not valid YAML ({getattr(error, 'problem', error)})"
+        raise InputError(Problem(where, said, "look for a lost bracket, quote or space there or above")) from None
     if not isinstance(raw, dict):
         raise InputError(Problem(str(path), "is not a recipe: expected a mapping with name, data, student, …"))
-    absolute: dict[str, Any] = _absolute(raw, path.parent.resolve(), str(path))
+    return raw
+
+
+def read_mapping(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The raw mapping of a recipe file with `key.sub=value` overrides applied, paths made absolute."""
+    absolute: dict[str, Any] = _absolute(read_yaml(path), path.parent.resolve(), str(path))
     for override in overrides:
         _apply(absolute, override)
     return absolute
@@ -241,7 +247,7 @@ def problems_of(error: ValidationError, spec: type[Spec], where: str, prefix: st
             mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             problems.append(Problem(f"{where}: {key}", "unknown key", mend))
         elif finding["type"] == "missing":
-            problems.append(Problem(f"{where}: {key}", "is missing"))
+            problems.append(Problem(f"{where}: {key}", "is missing", "write it; agrikd init FOLDER makes a whole recipe"))
         else:
             said = finding["msg"].removeprefix("Value error, ")
             given = "" if isinstance(finding["input"], dict) else f", got {finding['input']!r}"
@@ -305,5 +311,6 @@ def _child(here: Any, part: str, override: str) -> Any:
     if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
         return here[int(part)]
     if not isinstance(here, dict):
-        raise InputError(Problem(f"--set {override}", f"{part!r} is not inside a group of settings"))
+        mend = "write key.sub=value; a list is counted from 0, as in teachers.0.timm=resnet18"
+        raise InputError(Problem(f"--set {override}", f"{part!r} is not inside a group of settings", mend))
     return here.setdefault(part, {})

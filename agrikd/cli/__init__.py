@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from agrikd import __version__, console
+from agrikd import __version__, console, files
 from agrikd.cli import data, doctor, lab, models
 from agrikd.errors import AgriKDError
 
@@ -19,12 +19,13 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with files.storage_errors():
+                return super().invoke(ctx)
         except AgriKDError as error:
             console.complain(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.complain("interrupted; what was finished is kept, and the same command with --resume goes on")
+            console.complain("interrupted; what was finished is kept\n    → the same command goes on (distill: --resume)")
             raise typer.Exit(INTERRUPTED) from None
 
 
