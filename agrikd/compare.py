@@ -10,8 +10,10 @@ import itertools
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,12 @@ from numpy.typing import NDArray
 
 from agrikd import console, evaluate, files, image, metrics
 from agrikd.data.loader import Batch
-from agrikd.errors import InputError, Problem
+from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.metrics import Difference, Pair
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.sources import open_net
 from agrikd.predict.torch import TorchPredictor
-from agrikd.recipe import DataSpec, MethodSpec, NetSpec, Recipe
+from agrikd.recipe import DataSpec, NetSpec, Recipe
 from agrikd.run import Run
 from agrikd.teach import teach
 from agrikd.train import Job, fit, open_loader, open_manifest, prepare
@@ -110,7 +112,7 @@ def arms_of(recipe: Recipe) -> dict[str, Recipe]:
         raise InputError(Problem(f"{recipe.name}: data.views", "compare needs a fixed set of views", mend))
     labelled = recipe.data.model_copy(update={"unlabelled_share": 0.0})
     arms = {
-        ALONE: recipe.model_copy(update={"method": MethodSpec(), "teachers": (), "data": labelled}),
+        ALONE: recipe.without_teacher(),
         DISTILLED: recipe.model_copy(update={"data": labelled}),
     }
     if recipe.data.unlabelled_share:
@@ -130,6 +132,9 @@ def compare(recipes: Sequence[Recipe], seeds: int, out: Path, processes: int | N
     grid = list(itertools.product(recipes, range(seeds)))
     for recipe in recipes:
         arms_of(recipe)
+    if twice := sorted(name for name, n in Counter(recipe.name for recipe in recipes).items() if n > 1):
+        mend = "give each a name of its own: it is the folder of its Runs"
+        raise InputError(Problem(f"name {twice[0]}", "two recipes have it", mend))
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
         _in_parallel(
             pool, "teachers' features", _features, [(r, n, processes) for r in recipes for n in range(processes)]
@@ -245,7 +250,7 @@ def _judge(recipe: Recipe, seed: int, arm: str, out: Path) -> None:
     manifest, predictor = open_manifest(recipe), TorchPredictor.from_run(folder)
     rows = manifest.indices("test", labelled=True)
     truth = evaluate.truth_of(manifest, rows, predictor.spec.classes, "test")
-    made = [predictor([image.read(manifest.file(row))])[0] for row in rows]
+    made = [predictor([manifest.photo(row)])[0] for row in rows]
     logits = np.stack([one.logits for one in made])
     table = metrics.confusion(truth, logits.argmax(1), len(predictor.spec.classes))
     with files.replacing(folder / "test.npz") as temporary, temporary.open("wb") as out_file:
@@ -272,10 +277,12 @@ def _in_parallel(
     try:
         for done in console.track(as_completed(waiting), what, len(waiting)):
             done.result()
-    except BaseException:
+    except BrokenProcessPool:
+        mend = "the same command goes on with what is finished; --processes 1 needs less memory"
+        raise TrainingError(f"{what}: a process died, perhaps for lack of memory\n    → {mend}") from None
+    finally:
         for future in waiting:
             future.cancel()
-        raise
 
 
 def _one_step(job: Job, batch: Batch) -> None:

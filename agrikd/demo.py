@@ -78,13 +78,8 @@ def _taught(recipe: Recipe, folder: Path) -> Run:
 def _students(recipe: Recipe, teacher: Run, runs: Path) -> dict[str, Run]:
     steps = recipe.optim.steps
     console.say(f"3 of 8  the student alone: hard labels, {steps} steps")
-    alone_data = recipe.data.model_copy(update={"unlabelled_share": 0.0})
-    method = recipe.method.model_copy(update={"name": "none"})
-    alone = recipe.model_copy(update={"name": "alone", "teachers": (), "method": method, "data": alone_data})
-    made = {"alone": train.fit(alone, runs / "alone", resume=True)}
-    console.say(
-        f"4 of 8  distill: the same student and steps, soft targets, and the pool without labels"
-    )
+    made = {"alone": train.fit(recipe.without_teacher(), runs / "alone", resume=True)}
+    console.say("4 of 8  distill: the same student and steps, soft targets, and the pool without labels")
     raw = recipe.model_dump()
     raw |= {"name": "distilled", "teachers": [{"run": teacher.folder.resolve()}]}
     raw |= {"gate": {"student_alone": made["alone"].folder.resolve()}}

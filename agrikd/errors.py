@@ -54,6 +54,9 @@ class InputError(AgriKDError):
             lines.append(f"… and {more} more like these")
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)  # a study's worker sends it to the parent
+
 
 class MissingExtraError(AgriKDError):
     """An optional package is missing; says which extra brings it."""
@@ -61,7 +64,11 @@ class MissingExtraError(AgriKDError):
     exit_code = 3
 
     def __init__(self, package: str, extra: str) -> None:
+        self.missing = package, extra
         super().__init__(f"{package} is not installed\n    → pip install 'agrikd[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), self.missing
 
 
 class GateError(AgriKDError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import console, image, metrics
+from agrikd import console, metrics
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.predict._base import Predictor
@@ -162,7 +162,7 @@ def predict_rows(predictor: Predictor, manifest: Manifest, rows: Sequence[int]) 
     """A prediction for each row, and the median seconds of one photo (decoding of the file not counted)."""
     made, seconds = [], []
     for row in console.track(rows, f"judge {predictor.spec.name}"):
-        pixels = image.read(manifest.file(row))
+        pixels = manifest.photo(row)
         start = time.perf_counter()
         made += predictor([pixels])
         seconds.append(time.perf_counter() - start)

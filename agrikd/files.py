@@ -15,7 +15,6 @@ from typing import Any
 
 from agrikd.errors import InputError, Problem, StorageError
 
-
 _ELSEWHERE = "choose another place"
 _REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("the disk is full", "free some space, then run this again")),

@@ -81,9 +81,10 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(Problem(str(path), "there is no such file")) from None
+        raise InputError(Problem(str(path), "there is no such file", "look at the name and its folder")) from None
     except OSError as error:
-        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
+        mend = "it must be a file that you may read"
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})", mend)) from None
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:

@@ -43,19 +43,20 @@ def judge(
 
     Each reading of the test split is counted in the Runs: a test set that is read again and again chooses models.
     """
-    runs = [Run.open(path) for path in models if path.is_dir()]
-    manifest = _manifest(runs, data)
+    predictors = [open_predictor(path) for path in models]
     told = open_predictor(teacher) if teacher else None
+    runs = [Run.open(path) for path in models if path.is_dir()]
+    if out is None and not runs:
+        raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
+    manifest = _manifest(runs, data)
     reports = []
-    for path in models:
-        report = evaluate.evaluate(open_predictor(path), manifest, split, told if path != teacher else None)
+    for path, predictor in zip(models, predictors, strict=True):
+        report = evaluate.evaluate(predictor, manifest, split, told if path != teacher else None)
         reports.append((_label(path, models), report))
         if path.is_dir():
             files.write_json(path / f"report_{split}.json", report.to_json())
     if split == "test":
         note = " ".join([note, *(_count_reading(run) for run in runs)]).strip()
-    if out is None and not runs:
-        raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
     path = out or runs[-1].folder / "report.html"
     _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
     return Judged(f"{split}: {reports[0][1].rows} photos", tuple(reports), path)
@@ -87,7 +88,9 @@ def _write(
 
 def _manifest(runs: list[Run], data: Path | None) -> Manifest:
     if data:
-        return manifests.read(data)
+        manifest = manifests.read(data)
+        manifests.require_files(manifest, str(data))
+        return manifest
     if not runs:
         raise InputError(Problem("--data", "an .onnx file does not know its photos", "name a manifest with --data"))
     return train.open_manifest(runs[0].recipe)
@@ -115,4 +118,3 @@ def _cells(label: str, report: Report) -> tuple[str, ...]:
         f"{report.size_bytes / 1e6:.1f}",
         f"{report.ms_per_image:.1f}",
     )
-

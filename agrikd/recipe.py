@@ -178,6 +178,12 @@ class Recipe(Spec):
         """The same recipe has the same digest."""
         return files.digest(self.model_dump(mode="json"))
 
+    def without_teacher(self) -> Recipe:
+        """The baseline: the same student, steps and seed on hard labels alone."""
+        labelled = self.data.model_copy(update={"unlabelled_share": 0.0})
+        hard = {"name": f"{self.name}-alone", "method": MethodSpec(), "teachers": (), "data": labelled}
+        return self.model_copy(update=hard)
+
     def to_yaml(self) -> str:
         values = self.model_dump(mode="json")
         return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -247,7 +253,9 @@ def problems_of(error: ValidationError, spec: type[Spec], where: str, prefix: st
             mend = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
             problems.append(Problem(f"{where}: {key}", "unknown key", mend))
         elif finding["type"] == "missing":
-            problems.append(Problem(f"{where}: {key}", "is missing", "write it; agrikd init FOLDER makes a whole recipe"))
+            problems.append(
+                Problem(f"{where}: {key}", "is missing", "write it; agrikd init FOLDER makes a whole recipe")
+            )
         else:
             said = finding["msg"].removeprefix("Value error, ")
             given = "" if isinstance(finding["input"], dict) else f", got {finding['input']!r}"

@@ -17,11 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agrikd import files
 from agrikd.errors import InputError, Problem
-from agrikd.recipe import Recipe, parse
+from agrikd.recipe import Recipe, parse, read_yaml
 from agrikd.types import Calibration
 
 _RECORDED = ("agrikd", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy")
@@ -50,29 +48,40 @@ class Run:
     def done(self) -> bool:
         return self.weights.exists()
 
+    @property
+    def refused(self) -> bool:
+        """The gate refused the teacher, and nothing was trained."""
+        path = self.folder / "gate.json"
+        if self.done or self.checkpoint.exists() or not path.exists():
+            return False
+        found = files.read_json(path)
+        return not found["passed"] and not found["override"]
+
     @classmethod
     def open(cls, folder: Path) -> Run:
         """A finished Run; raises `InputError` where the folder is none, or was never finished."""
         run = cls._read(folder)
         if not run.done:
-            mend = f"go on with: agrikd distill {folder / 'recipe.yaml'} --out {folder} --resume"
+            mend = "run the command that began it again (agrikd distill: with --resume)"
             raise InputError(Problem(str(folder), "is a Run whose training has not finished", mend))
         return run
 
     @classmethod
     def start(cls, folder: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool) -> Run:
-        """A new Run folder, or one to go on with.
+        """A new Run folder, or one to go on with. A Run that the gate refused has nothing to lose and is begun anew.
 
-        Raises `InputError` where the folder holds a Run and `resume` is False, or a Run of another recipe.
+        Raises `InputError` where the folder holds a Run and `resume` is False, or a Run of another recipe or data.
         """
-        if (folder / "recipe.yaml").exists():
-            run = cls._read(folder)
+        if (folder / "recipe.yaml").exists() and not (run := cls._read(folder)).refused:
             if not resume:
-                mend = "choose another --out, or go on with --resume"
-                raise InputError(Problem(str(folder), "holds a Run already", mend))
+                mend = "choose another --out" if run.done else "choose another --out, or go on with --resume"
+                raise InputError(Problem(str(folder), f"holds a {'finished ' * run.done}Run already", mend))
             if run.recipe.digest != recipe.digest:
                 mend = f"use its own recipe, {folder / 'recipe.yaml'}, or another --out"
                 raise InputError(Problem(str(folder), "holds a Run of another recipe", mend))
+            if run.record().get("data_digest") != record.get("data_digest"):
+                mend = "put the manifest back as it was, or choose another --out"
+                raise InputError(Problem(str(folder), "holds a Run of other photos or labels", mend))
             return run
         run = cls(folder, recipe)
         files.write_json(folder / "run.json", {**record, "recipe_digest": recipe.digest, **environment()})
@@ -81,11 +90,12 @@ class Run:
 
     @classmethod
     def _read(cls, folder: Path) -> Run:
+        mend = "expected a folder made by agrikd teach or agrikd distill"
+        for name in ("recipe.yaml", "run.json"):
+            if not (folder / name).exists():
+                raise InputError(Problem(str(folder), f"is no Run: it has no {name}", mend))
         path = folder / "recipe.yaml"
-        if not path.exists():
-            mend = "expected a folder made by agrikd teach or agrikd distill"
-            raise InputError(Problem(str(folder), "is no Run: it has no recipe.yaml", mend))
-        return cls(folder, parse(yaml.safe_load(files.read_text(path)), str(path)))
+        return cls(folder, parse(read_yaml(path), str(path)))
 
     def record(self) -> dict[str, Any]:
         """What run.json says."""

@@ -28,11 +28,11 @@ from agrikd.distill.none import StudentAlone
 from agrikd.errors import InputError, Problem
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.from_timm import TimmNet
-from agrikd.nets.sources import open_net
+from agrikd.nets.sources import open_net, save_net
 from agrikd.recipe import MethodSpec, Recipe, Stage
 from agrikd.run import Run
 from agrikd.tasks import open_task
-from agrikd.train import TrainState, fit_epoch, open_loader, open_manifest, save_net
+from agrikd.train import TrainState, fit_epoch, open_loader, open_manifest
 
 _L2 = (1e-3, 1e-2, 1e-1)
 """Weight penalties of the probe that held-out predictions choose from."""
@@ -83,6 +83,7 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     net = open_net(own.student, manifest.classes)
     loader = open_loader(own, manifest, [net])
     record = {"seed": own.seed, "data_digest": manifest.digest, "classes": list(manifest.classes)}
+    loader.cache.fill()
     run = Run.start(out, own, record, resume=not (out / "weights.safetensors").exists())
     parts = _parts(own, loader)
     taught, verdicts = _stages(own, net, loader, parts)

@@ -6,7 +6,7 @@ resumed ends with the same weights, bit for bit on a CPU.
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import os
 import pickle
@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from agrikd import console, distill, files, gate, image
+from agrikd import console, distill, files, gate, image, tasks
 from agrikd import recipe as recipes
 from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
@@ -32,10 +31,11 @@ from agrikd.data.manifest import Manifest
 from agrikd.data.splits import subset
 from agrikd.distill._base import Distiller
 from agrikd.errors import InputError, Problem, TrainingError
+from agrikd.nets import from_timm
 from agrikd.nets._base import Net
 from agrikd.nets.cached import CachedTeacher, FeatureStore
-from agrikd.nets.from_timm import TimmNet, check_spec
-from agrikd.nets.sources import open_net
+from agrikd.nets.from_timm import TimmNet
+from agrikd.nets.sources import open_net, save_net
 from agrikd.recipe import OptimSpec, Recipe
 from agrikd.run import Run
 from agrikd.tasks import open_task
@@ -65,20 +65,28 @@ class Job:
 def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file and check it against timm, the task and the method: every mistake in one report."""
     raw = recipes.read_mapping(path, overrides)
-    problems = distill.problems(raw.get("method", {}), str(path))
+    problems = _absent(raw, str(path))
     try:
         recipe = recipes.parse(raw, str(path))
     except InputError as error:
         raise InputError((*error.problems, *problems)) from None
-    specs = [("student", recipe.student), *((f"teachers.{i}", spec) for i, spec in enumerate(recipe.teachers))]
-    for where, spec in specs:
-        problems += check_spec(spec, f"{path}: {where}") if spec.timm else []
-    if not recipe.data.manifest.is_file():
-        mend = "make one with: agrikd init FOLDER"
-        problems.append(Problem(f"{path}: data.manifest", f"there is no file {recipe.data.manifest}", mend))
     if problems:
         raise InputError(problems)
     return recipe
+
+
+def _absent(raw: dict[str, Any], where: str) -> list[Problem]:
+    """What a raw recipe names that is not there: a task, a method or one of its keys, a timm model, the manifest."""
+    found = [*tasks.problems(raw.get("task"), where), *distill.problems(raw.get("method"), where)]
+    found += from_timm.problems(raw.get("student"), f"{where}: student")
+    teachers, data = raw.get("teachers"), raw.get("data")
+    for number, teacher in enumerate(teachers if isinstance(teachers, list) else ()):
+        found += from_timm.problems(teacher, f"{where}: teachers.{number}")
+    manifest = data.get("manifest") if isinstance(data, dict) else None
+    if isinstance(manifest, str) and not Path(manifest).is_file():
+        mend = "make one with: agrikd init FOLDER"
+        found.append(Problem(f"{where}: data.manifest", f"there is no file {manifest}", mend))
+    return found
 
 
 def open_manifest(recipe: Recipe) -> Manifest:
@@ -96,14 +104,21 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     if method.needs_teacher and not recipe.teachers:
         mend = "add one under teachers:, or use method none"
         raise InputError(Problem("teachers", f"method {recipe.method.name} needs a teacher", mend))
+    if recipe.data.unlabelled_share and not method.needs_teacher:
+        mend = "set it to 0, or use --hard-labels"
+        wrong = f"method {recipe.method.name} learns nothing from rows without a label"
+        raise InputError(Problem("data.unlabelled_share", wrong, mend))
     torch.manual_seed(recipe.seed)
     student = open_net(recipe.student, task.classes)
     if student.origin.classes not in (None, task.classes):
-        raise InputError(Problem("student", f"its weights know the classes {', '.join(student.origin.classes or ())}"))
+        known = f"its weights know the classes {', '.join(student.origin.classes or ())}"
+        raise InputError(Problem("student", known, f"the photos have {', '.join(task.classes)}: name a timm model"))
     teachers = [open_net(spec, task.classes) for spec in recipe.teachers] if method.needs_teacher else []
     loader = open_loader(recipe, manifest, [student, *teachers])
     sampler = _sampler(recipe, manifest)
     config = method.Config.model_validate(recipe.method.settings)
+    if alone := recipe.gate.student_alone:
+        Run.open(alone)
     return Job(recipe, manifest, loader, sampler, method(task, student, teachers, config))
 
 
@@ -130,6 +145,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest |
     """
     job = prepare(recipe, manifest)
     record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.manifest.classes)}
+    job.loader.cache.fill()
     run = Run.start(out, recipe, record, resume=resume)
     if run.done:
         return run
@@ -167,8 +183,7 @@ class TrainState:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with files.replacing(run.checkpoint) as temporary:
-            torch.save(values, temporary)
+        _save(values, run.checkpoint)
 
     def restore(self, run: Run) -> None:
         try:
@@ -184,7 +199,8 @@ class TrainState:
             self.step = int(values["step"])
         except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
             mend = "delete it to train again from step 0"
-            raise TrainingError(f"{run.checkpoint}: is damaged ({error})\n    → {mend}") from None
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise TrainingError(f"{run.checkpoint}: is damaged ({said})\n    → {mend}") from None
 
     def _own(self, values: dict[str, Any]) -> dict[str, Any]:
         learned = self.distiller.teachers_learn
@@ -270,10 +286,16 @@ def _until_boundary(step: int, spec: OptimSpec) -> int:
 
 def _stopped(run: Run, step: int, error: _NonFiniteError) -> TrainingError:
     path = run.folder / f"non_finite_batch_{step}.pt"
-    with files.replacing(path) as temporary:
-        torch.save(vars(error.batch.to(torch.device("cpu"))), temporary)
+    _save(vars(error.batch.to(torch.device("cpu"))), path)
     mend = "lower optim.lr, or look at the photos of that batch"
     return TrainingError(f"step {step}: the loss is not finite ({error}); its batch is in {path}\n    → {mend}")
+
+
+def _save(values: dict[str, Any], path: Path) -> None:
+    """torch's own writer hides why a write failed; its bytes written by us say that the disk is full."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    files.write_bytes(path, buffer.getvalue())
 
 
 @torch.inference_mode()
@@ -355,23 +377,6 @@ def _finish(job: Job, state: TrainState, run: Run) -> None:
         np.savez_compressed(out, allow_pickle=False, **files_written)
     save_net(average, job.recipe, run)
     run.checkpoint.unlink(missing_ok=True)
-
-
-def save_net(net: TimmNet, recipe: Recipe, run: Run) -> None:
-    """Write a net's weights under timm's own names; the file says its classes and its door. Marks the Run done."""
-    said = {
-        "timm": net.spec.timm,
-        "kwargs": net.spec.kwargs,
-        "task": recipe.task.name,
-        "classes": run.record()["classes"],
-        "mean": net.mean.flatten().tolist(),
-        "std": net.std.flatten().tolist(),
-        "input_size": list(net.input_size),
-        "fit": recipe.data.fit,
-    }
-    weights = {name: value.detach().cpu().contiguous() for name, value in net.model.state_dict().items()}
-    with files.replacing(run.weights) as temporary:
-        save_file(weights, temporary, {"agrikd": json.dumps(said)})
 
 
 def _examples(net: TimmNet, job: Job) -> dict[str, NDArray[Any]]:

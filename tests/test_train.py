@@ -72,6 +72,7 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1]
 
 
+@pytest.mark.torture
 def test_a_run_killed_five_times_ends_with_the_same_weights(tiny: Tiny, taught: Path, tmp_path: Path) -> None:
     kills = int(os.environ.get("AGRIKD_TORTURE", "5"))
     steps = 6 * (kills + 1)

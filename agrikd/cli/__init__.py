@@ -25,7 +25,9 @@ class _Group(TyperGroup):
             console.complain(str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.complain("interrupted; what was finished is kept\n    → the same command goes on (distill: --resume)")
+            console.complain(
+                "interrupted; what was finished is kept\n    → the same command goes on (distill: --resume)"
+            )
             raise typer.Exit(INTERRUPTED) from None
 
 

@@ -42,20 +42,22 @@ def distill(
     teacher: Annotated[
         list[Path] | None, typer.Option(help="A taught teacher's Run, in place of the recipe's.")
     ] = None,
-    alone: Annotated[Path | None, typer.Option(help="A Run of the student alone, which the teacher must beat.")] = None,
+    hard_labels: Annotated[bool, typer.Option("--hard-labels", help="The baseline: no teacher, no pool.")] = False,
+    student_alone: Annotated[Path | None, typer.Option(help="The baseline's Run, which the teacher must beat.")] = None,
     override_gate: Annotated[str | None, typer.Option(help="A reason to go on with a refused teacher.")] = None,
     out: Out = None,
     resume: Resume = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the recipe's student by the recipe's method (with --set method.name=none: on hard labels alone).
+    """Train the recipe's student by the recipe's method.
 
-    Example: agrikd distill recipe.yaml --teacher runs/coffee-teacher
+    Example: agrikd distill recipe.yaml --teacher runs/coffee-teacher --student-alone runs/coffee-alone
     """
     from agrikd import train
 
-    made = train.load(recipe, with_flags(overrides, teacher, alone, override_gate))
+    made = train.load(recipe, with_flags(overrides, teacher, student_alone, override_gate))
+    made = made.without_teacher() if hard_labels else made
     train.use_cores(made)
     run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume)
     last = run.history()[-1]
@@ -112,7 +114,7 @@ def compare(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, one a dataset.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Where runs, study.json and study.md go; finished runs are kept.")],
     seeds: Annotated[int, typer.Option(help="At least 3 for a study.")] = 5,
-    processes: Annotated[int | None, typer.Option(help="[as many as cores]")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="[as many as cores]")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def export_onnx(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option(help="[model.onnx in the Run folder]")] = None,
-    images: Annotated[int, typer.Option(help="Photos of the Run's data to compare on.")] = 200,
+    images: Annotated[int, typer.Option(min=1, help="Photos of the Run's data to compare on.")] = 200,
     as_json: AsJson = False,
 ) -> None:
     """Write the net as ONNX, if it gives the same answers there; else refuse and write nothing.

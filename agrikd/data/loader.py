@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -68,6 +69,7 @@ class PixelCache:
         key = files.digest([identity, root, self.slot, fit, image.opencv().__version__])
         self._path = cache_folder() / "pixels" / f"{key[:32]}.u8"
         self._pixels: NDArray[np.uint8] | None = None
+        self._opening = threading.Lock()
 
     def __getitem__(self, index: int) -> Image:
         """uint8 [side, side, 3]; do not write into it."""
@@ -78,9 +80,14 @@ class PixelCache:
         pixels: Image = self._pixels[index]
         return pixels
 
+    def fill(self) -> None:
+        """Decode the photos now, unless that was done before; one `InputError` names all that cannot be read."""
+        with self._opening:  # the loader's threads come here together
+            if self.held and not self._path.exists():
+                self._build()
+
     def _open(self) -> NDArray[np.uint8]:
-        if not self._path.exists():
-            self._build()
+        self.fill()
         return np.memmap(self._path, np.uint8, "r", shape=(self.held, *self.slot, 3))
 
     def _build(self) -> None:
@@ -95,12 +102,7 @@ class PixelCache:
                 raise InputError(problems)
 
     def _decode(self, index: int) -> Image:
-        path, row = self.manifest.file(index), self.manifest.rows[index]
-        data = image.read_bytes(path)
-        if row.sha256 and files.sha256(data) != row.sha256:
-            mend = "if the change is meant, make the manifest again with: agrikd init"
-            raise InputError(Problem(str(path), "has changed since the manifest was made (sha256)", mend))
-        return image.fit(image.decode(data, str(path)), self.slot, self.fit)
+        return image.fit(self.manifest.photo(index), self.slot, self.fit)
 
 
 class Loader:

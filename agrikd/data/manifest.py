@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from agrikd import files
+from agrikd import files, image
 from agrikd.errors import InputError, Problem
+from agrikd.types import Image
 
 SPLITS = ("train", "val", "test")
 NOT_A_PLANT = "not_a_plant"
@@ -61,6 +62,15 @@ class Manifest:
     def file(self, index: int) -> Path:
         return self.root / self.rows[index].path
 
+    def photo(self, index: int) -> Image:
+        """The row's photo; raises `InputError` where it cannot be read, or is not the one the manifest was made of."""
+        path, row = self.file(index), self.rows[index]
+        data = image.read_bytes(path)
+        if row.sha256 and files.sha256(data) != row.sha256:
+            mend = "if the change is meant, make the manifest again with: agrikd init"
+            raise InputError(Problem(str(path), "has changed since the manifest was made (sha256)", mend))
+        return image.decode(data, str(path))
+
     def indices(self, split: str, labelled: bool | None = None) -> tuple[int, ...]:
         """Rows of a split; `labelled` True or False keeps those with or without a label of the task."""
 
@@ -80,8 +90,13 @@ def read(path: Path, root: Path | None = None) -> Manifest:
 
     The photos' paths start from `root`, by default the CSV's folder.
     """
-    text = files.read_text(path)
+    text = files.read_text(path, "make one with: agrikd init FOLDER")
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        lines = [(f"{path}:{reader.line_num}", values) for values in reader]
+    except csv.Error as error:
+        mend = "look for a quote that is never closed"
+        raise InputError(Problem(f"{path}:{reader.line_num}", f"is not CSV ({error})", mend)) from None
     columns = reader.fieldnames or []
     missing = [name for name in REQUIRED if name not in columns]
     unknown = [name for name in columns if name not in COLUMNS]
@@ -90,10 +105,10 @@ def read(path: Path, root: Path | None = None) -> Manifest:
         said += [f"has an unknown column {name!r}" for name in unknown]
         raise InputError(Problem(f"{path}:1", text, f"the columns are {', '.join(COLUMNS)}") for text in said)
     rows, problems = [], []
-    for values in reader:
-        where = f"{path}:{reader.line_num}"
+    for where, values in lines:
         if None in values or None in values.values():
-            problems.append(Problem(where, f"does not have the header's {len(columns)} fields"))
+            mend = f"they are {', '.join(columns)}; quote one that holds a comma"
+            problems.append(Problem(where, f"does not have the header's {len(columns)} fields", mend))
             continue
         rows.append(_row(values))
         problems += [Problem(where, wrong, mend) for wrong, mend in _row_mistakes(rows[-1])]
@@ -122,14 +137,16 @@ def check(manifest: Manifest, where: str) -> list[Problem]:
     rows = manifest.rows
     problems = _repeated(rows, where)
     for name, key in (("group", lambda row: row.group), ("sha256", lambda row: row.sha256)):
-        for value, splits in _values_by(rows, key, lambda row: row.split).items():
-            if len(splits) > 1:
-                wrong = f"{name} {value!r} stands in {' and '.join(sorted(splits))}"
-                problems.append(Problem(where, wrong, "a plant or photo may be in one split only"))
-    for value, targets in _values_by(rows, lambda row: row.sha256, lambda row: row.target or "").items():
-        if len(targets - {""}) > 1:
-            wrong = f"the same photo (sha256 {value[:12]}…) is labelled {' and '.join(sorted(targets - {''}))}"
-            problems.append(Problem(where, wrong, "keep the right label"))
+        for value, photos in _photos_by(rows, key, lambda row: row.split).items():
+            if len(photos) > 1:
+                wrong = f"{name} {value!r} stands in {' and '.join(sorted(photos))}"
+                mend = f"a plant or photo may be in one split only; see {' and '.join(photos.values())}"
+                problems.append(Problem(where, wrong, mend))
+    for value, photos in _photos_by(rows, lambda row: row.sha256, lambda row: row.target or "").items():
+        if len(labels := sorted(photos.keys() - {""})) > 1:
+            wrong = f"the same photo (sha256 {value[:12]}…) is labelled {' and '.join(labels)}"
+            mend = f"keep the right label; see {' and '.join(photos[label] for label in labels)}"
+            problems.append(Problem(where, wrong, mend))
     return problems
 
 
@@ -168,9 +185,12 @@ def _repeated(rows: Iterable[Row], where: str) -> list[Problem]:
     return [Problem(where, f"the path {path} stands {n} times") for path, n in seen.items() if n > 1]
 
 
-def _values_by(rows: Iterable[Row], key: Callable[[Row], str], value: Callable[[Row], str]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+def _photos_by(
+    rows: Iterable[Row], key: Callable[[Row], str], value: Callable[[Row], str]
+) -> dict[str, dict[str, str]]:
+    """The first photo of each value found beside a key."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
         if key(row):
-            found[key(row)].add(value(row))
+            found[key(row)].setdefault(value(row), row.path)
     return found

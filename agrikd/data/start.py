@@ -17,7 +17,7 @@ from agrikd.errors import InputError, Problem
 _RECIPE = """\
 # Train with:   agrikd teach {file}
 #               agrikd distill {file} --teacher runs/{name}-teacher
-# The baseline: agrikd distill {file} --set method.name=none --set name={name}-alone
+# The baseline: agrikd distill {file} --hard-labels
 # Every key and its default: agrikd/recipe.py
 name: {name}
 data:
@@ -73,7 +73,11 @@ def start(folder: Path, out: Path, seed: int = 0) -> Started:
         share="0.5" if manifest.indices("train", labelled=False) else "0.0",
         teacher=_PRETRAINED if pretrained else _SCRATCH,
     )
-    files.write_text(made[1], text)
+    try:
+        files.write_text(made[1], text)
+    except BaseException:
+        made[0].unlink()
+        raise
     if not pretrained:
         assumptions = [*assumptions, "no pretrained weights are installed: the recipe's teacher learns from scratch"]
     return Started(*made, tuple(assumptions), _counts(manifest))

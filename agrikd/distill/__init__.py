@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,7 +42,7 @@ def problems(raw: Any, where: str) -> list[Problem]:
         config = method(raw.get("name", "none")).Config
         config.model_validate({key: value for key, value in raw.items() if key != "name"})
     except InputError as error:
-        return list(error.problems)
+        return [replace(problem, where=f"{where}: {problem.where}") for problem in error.problems]
     except ValidationError as error:
         return problems_of(error, config, where, "method.")
     return []

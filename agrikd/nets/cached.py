@@ -7,16 +7,18 @@ changes. Its classifier is run live on the stored features, so heads trained on 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agrikd import console, files
 from agrikd.data.augment import CLEAN
 from agrikd.data.loader import Batch, Loader, cache_folder
+from agrikd.errors import InputError, Problem
 from agrikd.nets._base import Net, Outputs
 from agrikd.nets.from_timm import TimmNet
 
@@ -28,6 +30,7 @@ class FeatureStore:
     The key holds the backbone's weights and door, the view definition, the photos' sha256 and the library
     versions: whatever changes a value changes the key. A row is computed when it is first asked for; a second
     map marks the rows that are whole, so a killed writer leaves nothing half-true and two writers write the same.
+    Values are written to the file, not through the map: a full disk is then an error, not the end of the process.
     """
 
     def __init__(self, net: TimmNet, loader: Loader, views: int) -> None:
@@ -40,8 +43,9 @@ class FeatureStore:
         if not folder.exists():
             with files.replacing_folder(folder) as temporary:
                 _sparse(temporary / "values.f16", 2 * math.prod(shape))
-                _sparse(temporary / "whole.u1", shape[0])
-        self._values = np.memmap(folder / "values.f16", np.float16, "r+", shape=shape)
+                (temporary / "whole.u1").write_bytes(bytes(shape[0]))
+        self._path = folder / "values.f16"
+        self._values = np.memmap(self._path, np.float16, "r", shape=shape)
         self._whole = np.memmap(folder / "whole.u1", np.uint8, "r+", shape=shape[:1])
 
     def require(self, rows: Sequence[int]) -> None:
@@ -52,10 +56,13 @@ class FeatureStore:
         seeds = [*range(self.views), CLEAN]
         draws = ([(row, seed) for seed in seeds] for row in missing)
         batches = self.loader.ahead(iter(draws), 1)
-        with torch.inference_mode():
+        with torch.inference_mode(), files.storage_errors(self._path), self._path.open("r+b") as out:
             for row, batch in zip(missing, console.track(batches, "teacher's features", len(missing)), strict=True):
-                self._values[row] = self.net.on(batch).embedding.numpy()
-                self._values.flush()
+                values = self.net.on(batch).embedding.numpy().astype(np.float16)
+                out.seek(row * values.nbytes)
+                out.write(values.tobytes())
+                out.flush()
+                os.fsync(out.fileno())
                 self._whole[row] = 1
         self._whole.flush()
 
@@ -95,8 +102,10 @@ def _check_linear(net: TimmNet) -> int:
     """The embedding's size. The store is right only if the classifier alone leads from it to the logits."""
     generator = torch.Generator().manual_seed(0)
     outputs = net(torch.rand((2, 3, *net.input_size), generator=generator))
-    if not torch.allclose(net.classifier(outputs.embedding), outputs.logits, atol=1e-4):
-        raise ValueError(f"{net.origin.source}: its classifier does more than map the embedding to logits")
+    linear = isinstance(net.classifier, nn.Linear)
+    if not linear or not torch.allclose(net.classifier(outputs.embedding), outputs.logits, atol=1e-4):
+        said = "its classifier does more than map the pooled features to logits, so these cannot be stored"
+        raise InputError(Problem(f"net {net.spec.timm}", said, "choose another timm model"))
     return int(outputs.embedding.shape[1])
 
 

@@ -37,22 +37,23 @@ class TimmNet(Net):
         return cast(nn.Module, self.model.get_classifier())
 
 
-def check_spec(spec: NetSpec, where: str) -> list[Problem]:
-    """Whether timm knows the net."""
-    assert spec.timm is not None
-    if timm.is_model(spec.timm):
+def problems(raw: Any, where: str) -> list[Problem]:
+    """What is wrong with the timm name in a recipe's net; the recipe's own check says the rest."""
+    name = raw.get("timm") if isinstance(raw, dict) else None
+    if not isinstance(name, str) or timm.is_model(name):
         return []
-    near = difflib.get_close_matches(spec.timm, timm.list_models(), 3)
+    near = difflib.get_close_matches(name, timm.list_models(), 3)
     mend = f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())'"
-    return [Problem(f"{where}.timm", f"timm knows no model {spec.timm!r}", mend)]
+    return [Problem(f"{where}.timm", f"timm knows no model {name!r}", mend)]
 
 
 def create(spec: NetSpec, outputs: int, *, pretrained: bool = False) -> nn.Module:
     """A timm model with random weights (or the hub's) and a head of `outputs` logits."""
-    if problems := check_spec(spec, "net"):
-        raise InputError(problems)
+    if found := problems({"timm": spec.timm}, "net"):
+        raise InputError(found)
     try:
         model: nn.Module = timm.create_model(str(spec.timm), pretrained=pretrained, num_classes=outputs, **spec.kwargs)
     except TypeError as error:
-        raise InputError(Problem(f"net {spec.timm}: kwargs", str(error))) from None
+        mend = "leave it out, or look at what timm's create_model takes for this net"
+        raise InputError(Problem(f"net {spec.timm}: kwargs", str(error), mend)) from None
     return model

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from agrikd.errors import InputError, MissingExtraError, Problem
+from agrikd import files
+from agrikd.errors import InputError, MissingExtraError, Problem, TrainingError
 from agrikd.nets._base import Origin
 from agrikd.nets.from_timm import TimmNet, create
-from agrikd.recipe import NetSpec
+from agrikd.recipe import NetSpec, Recipe
 from agrikd.run import Run
 
 _PACKAGES = {
@@ -32,8 +33,16 @@ _PACKAGES = {
 def open_net(spec: NetSpec, classes: tuple[str, ...]) -> TimmNet:
     """The net with its weights; a head for `classes` is fresh unless the weights bring one of their own.
 
-    Raises `InputError` where the weights are missing, unreadable or of another net.
+    Raises `InputError` where the weights are missing, unreadable or of another net, or the net cannot take its
+    input size.
     """
+    net = _opened(spec, classes)
+    if spec.run is None or spec.input_size is not None:
+        _require_answer(net)
+    return net
+
+
+def _opened(spec: NetSpec, classes: tuple[str, ...]) -> TimmNet:
     if spec.run is not None:
         return _from_run(spec, spec.run)
     if spec.weights == "hub":
@@ -45,6 +54,20 @@ def open_net(spec: NetSpec, classes: tuple[str, ...]) -> TimmNet:
     path = Path(spec.weights)
     weights, said = read_weights(path)
     return _loaded(spec, classes, weights, said, path.name)
+
+
+@torch.inference_mode()
+def _require_answer(net: TimmNet) -> None:
+    """Show the net one black picture: many a timm model takes a single input size, and says so only then."""
+    height, width = net.input_size
+    try:
+        net.eval()(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        said = f"the net cannot take {height} × {width} pixels ({str(error).splitlines()[0]})"
+        config: Any = net.model.pretrained_cfg
+        mend = f"its own input_size is {list(config['input_size'][-2:])}"
+        raise InputError(Problem(f"net {net.spec.timm}: input_size", said, mend)) from None
+    net.train()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,12 +82,36 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(Problem(str(path), "there is no such file", "set weights to a .safetensors file")) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(Problem(str(path), f"is no readable safetensors file ({error})", "copy it again")) from None
-    return {name: v.float() if v.is_floating_point() else v for name, v in weights.items()}, said
+    if broken := [name for name, value in weights.items() if value.isnan().any()]:
+        said_nan = f"holds numbers that are none (NaN) in {broken[0]}"
+        raise InputError(Problem(str(path), said_nan, "train it again with a lower optim.lr, or copy it again"))
+    return weights, said
+
+
+def save_net(net: TimmNet, recipe: Recipe, run: Run) -> None:
+    """Write a net's weights under timm's own names; the file says its classes and its door. Marks the Run done."""
+    if not all(value.isfinite().all() for value in net.parameters()):
+        raise TrainingError(f"{run.folder}: the last step left weights that are not finite\n    → lower optim.lr")
+    said = {
+        "timm": net.spec.timm,
+        "kwargs": net.spec.kwargs,
+        "task": recipe.task.name,
+        "classes": run.record()["classes"],
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "input_size": list(net.input_size),
+        "fit": recipe.data.fit,
+    }
+    weights = {name: value.detach().cpu().contiguous() for name, value in net.model.state_dict().items()}
+    files.write_bytes(run.weights, save(weights, {"agrikd": json.dumps(said)}))
 
 
 def _from_run(spec: NetSpec, folder: Path) -> TimmNet:
     run = Run.open(folder)
     weights, said = read_weights(run.weights)
+    if unsaid := [name for name in ("timm", "kwargs", "classes", "mean", "std", "input_size") if name not in said]:
+        mend = "train the Run again, or give the weights back their metadata"
+        raise InputError(Problem(str(run.weights), f"does not say its {', '.join(unsaid)}", mend))
     origin = Origin(f"run {run.folder.name}", True, tuple(said["classes"]), tuple(said["mean"]), tuple(said["std"]))
     own = {name: said[name] for name in ("timm", "kwargs", "mean", "std", "input_size")}
     asked = {name: value for name in ("mean", "std", "input_size") if (value := getattr(spec, name)) is not None}

@@ -30,15 +30,17 @@ class OrtPredictor:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        data, mend = image.read_bytes(path), "export the Run again: agrikd export onnx RUN"
         try:
-            self._session = ort.InferenceSession(image.read_bytes(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             said = self._session.get_modelmeta().custom_metadata_map
             self.spec = ModelSpec.from_json(json.loads(said["agrikd"]))
             self.parameters = int(said["agrikd_parameters"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(Problem(str(path), f"was not exported by agrikd ({error})")) from None
+            said = f"was not exported by agrikd: it does not say what it is ({error})"
+            raise InputError(Problem(str(path), said, mend)) from None
         except Exception as error:  # onnxruntime's own errors share no base but Exception
-            raise InputError(Problem(str(path), f"ONNX Runtime cannot open it ({error})")) from None
+            raise InputError(Problem(str(path), f"ONNX Runtime cannot open it ({error})", mend)) from None
         self.size_bytes = path.stat().st_size
 
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Any
 
 from agrikd.errors import InputError, Problem
 from agrikd.recipe import TaskSpec
@@ -16,8 +17,16 @@ def names() -> tuple[str, ...]:
 
 def open_task(spec: TaskSpec, classes: tuple[str, ...]) -> Task:
     """The task a recipe names, over the manifest's classes."""
-    if spec.name not in names():
-        raise InputError(Problem("task.name", f"there is no task {spec.name!r}", f"known: {', '.join(names())}"))
+    if found := problems({"name": spec.name}, "recipe"):
+        raise InputError(found)
     module = importlib.import_module(f"{__name__}.{spec.name}")
     task: Task = module.open_task(spec, classes)
     return task
+
+
+def problems(raw: Any, where: str) -> list[Problem]:
+    """What is wrong with the name in a recipe's `task` mapping; the recipe's own check says the rest."""
+    name = raw.get("name") if isinstance(raw, dict) else None
+    if not isinstance(name, str) or name in names():
+        return []
+    return [Problem(f"{where}: task.name", f"there is no task {name!r}", f"known: {', '.join(names())}")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from agrikd.data import manifest as manifests
 from agrikd.data.manifest import COLUMNS, NOT_A_PLANT, SPLITS, Manifest, Row
 from agrikd.errors import InputError, Problem
 
-QUICK = settings(max_examples=100, deadline=None, derandomize=True)
+QUICK = settings(max_examples=50, deadline=None, derandomize=True)
 ROOT = Path("/nowhere")
 PLAIN = Row("a.jpg", "rust", "train")
 
@@ -132,6 +131,11 @@ class TestFile:
             "does not have the header's 3 fields",
         )
 
+    def test_a_quote_that_is_never_closed(self, tmp_path: Path) -> None:
+        problem = only(written(tmp_path, '"a.jpg,rust,train', *["b.jpg,rust,train"] * 10_000))
+        assert "is not CSV" in problem.wrong
+        assert problem.mend == "look for a quote that is never closed"
+
     def test_no_rows(self, tmp_path: Path) -> None:
         assert only(written(tmp_path)).wrong == "has no rows"
 
@@ -212,6 +216,8 @@ class TestCheck:
     def test_a_group_in_two_splits(self) -> None:
         rows = [Row("a", "x", "train", "plant 7"), Row("b", "x", "test", "plant 7"), Row("c", "y", "val", "plant 7")]
         assert self.wrong(*rows) == ["group 'plant 7' stands in test and train and val"]
+        (problem,) = manifests.check(made(*rows), "m.csv")
+        assert problem.mend == "a plant or photo may be in one split only; see a and b and c"
         assert self.wrong(*(replace(row, split="train") for row in rows)) == []
 
     def test_a_photo_in_two_splits(self) -> None:
@@ -263,7 +269,7 @@ class TestManifest:
     def test_every_absent_photo_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(b"x")
         (tmp_path / "folder.jpg").mkdir()
-        os.symlink(tmp_path / "nothing", tmp_path / "broken.jpg")
+        (tmp_path / "broken.jpg").symlink_to(tmp_path / "nothing")
         names = ["a.jpg", "b.jpg", "folder.jpg", "broken.jpg"]
         manifest = Manifest(tuple(Row(name, "x", "train") for name in names), tmp_path)
         with pytest.raises(InputError) as caught:

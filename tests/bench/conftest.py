@@ -1,0 +1,82 @@
+"""How a benchmark measures: one thread, contenders in turns, medians; the machine is named beside the figures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of each contender's turns: CPU seconds of this process, and by the clock.
+
+    Ratios are of CPU seconds: on a loaded machine the clock measures the others, and with one thread and files in
+    the page cache the two agree on an idle one.
+    """
+
+    cpu_s: dict[str, list[float]]
+    clock_s: dict[str, list[float]]
+    items: int
+
+    @classmethod
+    def run(cls, contenders: Mapping[str, Callable[[], object]], items: int, turns: int) -> Race:
+        """Each contender takes a turn, `turns` times over, after one that is not counted; a turn handles `items`."""
+        race = cls({name: [] for name in contenders}, {name: [] for name in contenders}, items)
+        for turn in range(turns + 1):
+            for name, contender in contenders.items():
+                cpu, clock = time.process_time(), time.perf_counter()
+                contender()
+                if turn:
+                    race.cpu_s[name].append(time.process_time() - cpu)
+                    race.clock_s[name].append(time.perf_counter() - clock)
+        return race
+
+    def rate(self, name: str) -> float:
+        """Items a CPU second, by the median turn."""
+        return self.items / statistics.median(self.cpu_s[name])
+
+    def show(self, title: str, unit: str, against: str) -> None:
+        """One table: rates, their spread over the turns, and each rate beside that of `against`."""
+        print(f"\n{title}\n{machine()}")
+        print(f"{'':34}{unit + '/CPU s':>16}{'quartiles':>18}{unit + '/s by clock':>22}{'ratio':>8}")
+        for name, seconds in self.cpu_s.items():
+            low, _, high = statistics.quantiles(seconds, n=4)
+            quartiles = f"{self.items / high:.1f} to {self.items / low:.1f}"
+            clock = self.items / statistics.median(self.clock_s[name])
+            ratio = self.rate(name) / self.rate(against)
+            print(f"{name:34}{self.rate(name):16.1f}{quartiles:>18}{clock:22.1f}{ratio:8.2f}")
+
+
+def machine() -> str:
+    """The processor, the cores, the load, the versions and the threads in use."""
+    import cv2
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    threads = f"{torch.get_num_threads()} torch thread, {cv2.getNumThreads()} OpenCV thread"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}"
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {load}; {versions}; {threads}"
+
+
+@pytest.fixture
+def race() -> Iterator[Callable[[Mapping[str, Callable[[], object]], int, int], Race]]:
+    """`Race.run` with one thread for torch and one for OpenCV."""
+    import cv2
+    import torch
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    yield Race.run
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])

@@ -1,0 +1,145 @@
+"""What the documents say is true: commands exist, recipes load, cards agree with their manifests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from agrikd import recipe as recipes
+from agrikd import train
+from agrikd.cli import app
+from agrikd.data import manifest as manifests
+from agrikd.data import start
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "models" / "recipes").glob("*.yaml"))
+CARDS = sorted((ROOT / "data").glob("*.yaml"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `agrikd VERB …` of a text: in code blocks, in backticks with a verb, and in Example lines."""
+    found = re.findall(r"^(?:    |Example: +|#.*?: +|# +)(agrikd [a-z].*)$", text, re.MULTILINE)
+    return [shlex.split(line.strip(), comments=True) for line in found]
+
+
+def check(words: list[str]) -> None:
+    """The verb and each option exist."""
+    command: Any = get_command(app)
+    rest = words[1:]
+    while hasattr(command, "commands"):
+        name = rest.pop(0)
+        if name.startswith("-"):
+            return
+        assert name in command.commands, f"{' '.join(words)}: there is no verb {name}"
+        command = command.commands[name]
+    options = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    for word in rest:
+        if word.startswith("-"):
+            assert word in {*options, "--help"}, f"{' '.join(words)}: there is no option {word}"
+
+
+def verbs() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+
+    def walk(name: str, command: Any) -> None:
+        for child, inner in getattr(command, "commands", {}).items():
+            walk(f"{name} {child}", inner)
+        if not hasattr(command, "commands"):
+            found[name] = command
+
+    walk("agrikd", get_command(app))
+    return found
+
+
+def test_commands_in_the_documents_exist() -> None:
+    texts = [ROOT / "README.md", ROOT / "data" / "README.md", *RECIPES]
+    seen = [words for path in texts for words in commands(path.read_text())]
+    for words in seen:
+        check(words)
+    assert len(seen) >= 10
+
+
+def test_every_verb_has_an_example_that_parses() -> None:
+    seen = 0
+    for name, command in verbs().items():
+        examples = commands(str(command.help))
+        assert examples, f"{name} --help gives no example"
+        for words in examples:
+            check(words)
+            seen += 1
+    assert seen >= 11
+
+
+def test_make_targets_in_the_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    texts = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    named = {name for text in texts for name in re.findall(r"^    make ([a-z]+)", text, re.MULTILINE)}
+    assert named == {"demo", "test", "lint", "bench", "torture", "soak"}
+    assert named <= targets
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    seen = 0
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md"), ROOT / "models" / "LOG.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+            seen += 1
+    assert seen >= 8
+
+
+def test_recipes_are_counted() -> None:
+    assert len(RECIPES) == 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGRIKD_DATA", "/somewhere")
+    recipe = train.load(path)
+    assert recipe.name == path.stem
+    assert recipes.parse(yaml.safe_load(recipe.to_yaml()), "again").digest == recipe.digest
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_finds_its_photos(path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGRIKD_DATA", str(datasets))
+    recipe = train.load(path)
+    manifest = train.open_manifest(recipe)
+    per_class = recipe.data.labels_per_class
+    assert len(manifest.indices("train", labelled=True)) == per_class * len(manifest.classes)
+    assert manifest.indices("train", labelled=False)
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_each_card_agrees_with_its_manifest(path: Path) -> None:
+    card = yaml.safe_load(path.read_text())
+    manifest = manifests.read(path.parent / card["manifest"])
+    assert list(manifest.classes) == card["classes"]
+    assert {split: len(manifest.indices(split)) for split in card["photos"]} == card["photos"]
+    assert {"licence", "source", "cite", "cautions"} <= card.keys()
+    assert all(len(row.sha256) == 64 for row in manifest.rows)
+
+
+def test_cards_are_counted() -> None:
+    assert len(CARDS) == 2
+
+
+def test_init_writes_a_recipe_that_loads(tiny_photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from agrikd.data.manifest import read
+
+    for row in read(tiny_photos / "manifest.csv").rows:
+        if row.target and row.target != "not_a_plant":
+            (tmp_path / "my photos" / row.target).mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiny_photos / row.path, tmp_path / "my photos" / row.target)
+    made = start.start(tmp_path / "my photos", tmp_path / "season")
+    recipe = train.load(made.recipe)
+    assert recipe.name == "my-photos"
+    assert train.open_manifest(recipe).classes == ("blight", "healthy", "rust")
+    assert made.assumptions

