@@ -62,12 +62,13 @@ def say(text: str) -> None:
     stderr.print(text, soft_wrap=True, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Table:
-    """A table whose first column is text and whose others are figures."""
-    made = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
-    for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number else "left")
-    for row in rows:
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table; cells that are figures stand right, words left. Nothing in a cell is read as markup."""
+    cells = [[Text(cell, justify="right" if cell[:1].isdigit() else "left") for cell in row] for row in rows]
+    made = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        made.add_column(Text(column), overflow="fold")
+    for row in cells:
         made.add_row(*row)
     return made
 

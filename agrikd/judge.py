@@ -21,11 +21,12 @@ COLUMNS = ("model", "macro-F1", "95 % interval", "ECE", "params", "MB", "ms")
 
 @dataclass(frozen=True)
 class Judged:
-    """Models judged on the same rows; `path` is the HTML report."""
+    """Models judged on the same rows; `path` is the HTML report, `note` what must be said beside the figures."""
 
     title: str
     reports: tuple[tuple[str, Report], ...]
     path: Path
+    note: str = ""
     columns: tuple[str, ...] = COLUMNS
 
     @property
@@ -59,7 +60,7 @@ def judge(
         note = " ".join([note, *(_count_reading(run) for run in runs)]).strip()
     path = out or runs[-1].folder / "report.html"
     _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
-    return Judged(f"{split}: {reports[0][1].rows} photos", tuple(reports), path)
+    return Judged(f"{split}: {reports[0][1].rows} photos", tuple(reports), path, note)
 
 
 def _write(

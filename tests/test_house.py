@@ -165,6 +165,11 @@ def test_the_base_install_runs(base: Path, words: list[str]) -> None:
     assert done.stdout.strip()
 
 
+def test_doctor_names_the_install_command(base: Path) -> None:
+    done = subprocess.run([base / "agrikd", "doctor"], check=True, capture_output=True, text=True)
+    assert done.stdout.count("[missing]") == 7 and "'agrikd[export,train]'" in done.stdout
+
+
 def test_the_base_install_says_what_a_verb_lacks(base: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [base / "agrikd", "data", "synth", tmp_path / "leaves"], capture_output=True, text=True, check=False

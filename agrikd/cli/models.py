@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def export_onnx(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="[model.onnx in the Run folder]")] = None,
+    out: Annotated[Path | None, typer.Option(help="(default: model.onnx in the Run folder)")] = None,
     images: Annotated[int, typer.Option(min=1, help="Photos of the Run's data to compare on.")] = 200,
     as_json: AsJson = False,
 ) -> None:
@@ -69,4 +69,4 @@ def demo(
 
     made = run_demo(out)
     show(as_json, made.to_json(), made.title, made.columns, made.rows)
-    console.say(f"report: {made.path}")
+    console.say(f"{made.note}\nreport: {made.path}".strip())
