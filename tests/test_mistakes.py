@@ -479,7 +479,7 @@ JUDGING = [
     M("no views", "compare {recipe} --out {out}", "fixed set of views", "tiny: data.views", "20", recipe(**TEACHER)),
     M(
         "two of one name",
-        "compare {recipe} {recipe} --out {out} -s data.views=2",
+        "compare {recipe} {recipe} --out {out} -s data.views=2 -s data.size=64",
         "two recipes have it",
         "name tiny",
         "give each a name",

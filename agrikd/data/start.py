@@ -24,12 +24,13 @@ data:
   manifest: manifest.csv
   root: {root}
   views: 20                 # augmented views of a photo; the teacher is computed once for each
-  unlabelled_share: {share}     # of each batch, from photos without a label
+  size: {size}                 # views are rendered at the teacher's size, so that every run sees the same pixels
+  unlabelled_share: {share}    # of each batch, from photos without a label
 student: {{timm: mobilenetv3_small_050, input_size: 112}}
 teachers:
 {teacher}
-method: {{name: kd, temperature: 2}}
-optim: {{steps: 1000, batch: 32}}
+method: {{name: kd, temperature: 1, weight_kd: 4}}
+optim: {{steps: 1500, batch: 32, lr: 1.0e-2}}
 teach: {{stages: [probe]}}   # [probe, last, all] tunes the backbone too: better, and hours on a CPU
 seed: 0
 """
@@ -70,7 +71,8 @@ def start(folder: Path, out: Path, seed: int = 0) -> Started:
         file=made[1],
         name=name,
         root=os.path.relpath(folder.resolve(), out.resolve()),
-        share="0.5" if manifest.indices("train", labelled=False) else "0.0",
+        size=224 if pretrained else 112,
+        share="0.75" if manifest.indices("train", labelled=False) else "0.0",
         teacher=_PRETRAINED if pretrained else _SCRATCH,
     )
     try:
