@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.progress import TimeRemainingColumn as Eta
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,36 +25,48 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed else "")
 
 
-def progress() -> Progress:
-    """A progress display; silent where stderr is no terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        Eta(),
-        console=stderr,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-
-
-def track(items: Sequence[T] | Iterable[T], what: str, total: int | None = None, done: int = 0) -> Iterator[T]:
-    """Iterate with a progress bar; `done` of `total` were done before (a resumed job)."""
-    total = total if total is not None else len(items) + done if isinstance(items, Sequence) else None
-    with progress() as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        for item in items:
-            yield item
-            bar.advance(task)
+_live: Progress | None = None
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for work that calls back with (done, total)."""
-    with progress() as bar:
-        line = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
+def _progress() -> Iterator[Progress]:
+    """The one display, shared by jobs inside jobs; silent where stderr is no terminal, and in a study's workers."""
+    global _live
+    if _live is not None:
+        yield _live
+        return
+    quiet = not sys.stderr.isatty() or multiprocessing.parent_process() is not None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True, disable=quiet) as _live:
+        try:
+            yield _live
+        finally:
+            _live = None
+
+
+@contextmanager
+def job(what: str, total: int | None = None, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and ETA; call back with how much is done and, where it became known, of how much."""
+    with _progress() as bar:
+        task = bar.add_task(what, total=total, completed=done)
+
+        def advance(completed: int, total: int | None = None) -> None:
+            bar.update(task, completed=completed, total=total)
+
+        try:
+            yield advance
+        finally:
+            bar.remove_task(task)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Iterate as a `job`."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with job(what, total) as advance:
+        for number, item in enumerate(items, start=1):
+            yield item
+            advance(number)
 
 
 def say(text: str) -> None:

@@ -60,7 +60,7 @@ def run_demo(out: Path) -> Judged:
 
 def _draw(folder: Path, config: SyntheticConfig) -> None:
     if not folder.exists():
-        with console.counting("draw leaves") as progress:
+        with console.job("draw leaves") as progress:
             write_dataset(folder, config, progress)
 
 

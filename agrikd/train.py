@@ -265,8 +265,7 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
     draws = (job.sampler.draw(step) for step in range(start, spec.steps))
     batches = (batch.to(device) for batch in job.loader.ahead(draws, job.recipe.data.workers))
     validation = job.manifest.indices("val", labelled=True)
-    with console.progress() as bar:
-        line = bar.add_task(f"train {job.recipe.name}", total=spec.steps, completed=start)
+    with console.job(f"train {job.recipe.name}", spec.steps, start) as advance:
         while state.step < spec.steps:
             steps = _until_boundary(state.step, spec)
             try:
@@ -279,7 +278,7 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
             run.log({"step": state.step, "lr": learning_rate(spec, state.step - 1), **means})
             if saves:
                 state.save(run)
-            bar.update(line, completed=state.step)
+            advance(state.step)
 
 
 def _until_boundary(step: int, spec: OptimSpec) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +124,13 @@ def in_process(*words: str | Path) -> Said:
     return Said(done.exit_code, done.output)
 
 
+def child(*words: str | Path, **user: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **user)
+
+
 def on_its_own(*words: str | Path) -> Said:
     """In a process of its own; an error belongs on stderr."""
-    done = subprocess.run([*AGRIKD, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = child(*AGRIKD, *words)
     assert not done.stdout
     return Said(done.returncode, done.stderr)
 
@@ -211,7 +218,7 @@ def kept(wanted: Callable[[dict[str, str]], bool]) -> Spoil:
     return manifest(lambda rows: [row for row in rows if wanted(row)])
 
 
-def shared_by_train_and_test(key: str) -> Spoil:
+def in_both(key: str) -> Spoil:
     def change(rows: Rows) -> None:
         train_row, test_row = (next(row for row in rows if row["split"] == split) for split in ("train", "test"))
         test_row[key] = train_row[key]
@@ -219,6 +226,7 @@ def shared_by_train_and_test(key: str) -> Spoil:
     return manifest(change)
 
 
+changed = photo(lambda path: path.write_text("x"), sha256=True)
 renamed = manifest(lambda rows: [{**row, "target": row["target"].replace("rust", "mosaic")} for row in rows])
 
 
@@ -311,12 +319,12 @@ RECIPES = [
     M("no mapping", "{distill}", "is not a recipe", "recipe.yaml", "expected a mapping", recipe("- one\n- two\n")),
     M("empty", "{distill}", "is not a recipe", "recipe.yaml", "expected a mapping", recipe("")),
     M("unknown key", "{distill}", "unknown key", "recipe.yaml: optm", "did you mean 'optim'?", recipe(optm={})),
-    M("nested key", "{distill} -s data.manifets=x", "unknown key", "recipe.yaml: data.manifets", "'manifest'", own=True),
+    M("nested key", "{distill} -s data.manifets=x", "unknown key", "recipe.yaml: data.manifets", "manifest", own=True),
     M("key in a list", "{distill}", "unknown key", "teachers.0.tim", "'timm'", recipe(teachers=[{"tim": "resnet18"}])),
     M("missing key", "{distill}", "is missing", "recipe.yaml: student", "init", recipe("name: x\ndata: {manifest: m}")),
     M("wrong type", "{distill} -s optim.steps=many", "got 'many'", "recipe.yaml: optim.steps", "be a valid integer"),
     M("out of range", "{distill} -s optim.lr=-1", "got -1", "recipe.yaml: optim.lr", "should be greater than 0"),
-    M("huge seed", "{distill} -s seed=99999999999999999999", "got 99999999", "recipe.yaml: seed", "should be less than"),
+    M("huge seed", "{distill} -s seed=99999999999999999999", "got 9999", "recipe.yaml: seed", "should be less than"),
     M("unknown net", "{distill} -s student.timm=resnet81", "no model 'resnet81'", "recipe.yaml: student", "resnet18"),
     M("unknown task", "{distill} -s task.name=counting", "no task 'counting'", "task.name", "known: classification"),
     M("unknown method", "{distill} -s method.name=kld", "no method 'kld'", "recipe.yaml: method.name", "mean 'kd'?"),
@@ -330,7 +338,13 @@ RECIPES = [
 
 NETS = [
     M("timm and run", "{distill} -s student.run={run}", "exactly one of 'timm'", "recipe.yaml: student", "and 'run'"),
-    M("no weights", "{distill} -s student.weights={here}/w.safetensors", "no such file", "{here}/w.safetensors", "set w"),
+    M(
+        "no weights",
+        "{distill} -s student.weights={here}/w.safetensors",
+        "no such file",
+        "w.safetensors",
+        "set weights to",
+    ),
     M(
         "weights are words",
         "{distill} -s student.weights={here}/w.safetensors",
@@ -381,19 +395,19 @@ NETS = [
 ]
 
 PHOTOS = [
-    M("no manifest", "{distill} -s data.manifest=m.csv", "there is no file", "recipe.yaml: data.manifest", "agrikd init"),
-    M("no column", "{distill}", "lacks the column 'target'", "manifest.csv:1", "columns are", column("target", "label")),
-    M("unknown column", "{distill}", "column 'plot'", "manifest.csv:1", "the columns are path", column("group", "plot")),
+    M("no manifest", "{distill} -s data.manifest=m.csv", "there is no file", "data.manifest", "agrikd init"),
+    M("no column", "{distill}", "lacks the column 'target'", "manifest.csv:1", "path, t", column("target", "label")),
+    M("unknown column", "{distill}", "column 'plot'", "manifest.csv:1", "columns are path", column("group", "plot")),
     M("bad split", "{distill}", "the split is 'trian'", "manifest.csv:2", "train, val, test", first(split="trian")),
     M("unlabelled test", "{distill}", "has no label", "manifest.csv:2", "to train", first(split="test", target="")),
     M("photo elsewhere", "{distill}", "leaves the manifest's folder", "manifest.csv:2", "→", first(path="../x.jpg")),
     M("cut table", "{distill}", "the header's 7 fields", "manifest.csv:", "they are path, target", cut_table),
     M("open quote", "{distill}", "is not CSV", "manifest.csv:", "never closed", first(source='"' + 200_000 * "x")),
-    M("photo in two splits", "{distill}", "in test", "sha256", "see images/", shared_by_train_and_test("sha256")),
-    M("plant in two splits", "{distill}", "in test and train", "group 't", "see images/", shared_by_train_and_test("group")),
+    M("photo in two splits", "{distill}", "in test", "sha256", "see images/", in_both("sha256")),
+    M("plant in two splits", "{distill}", "in test and train", "group 't", "see images/", in_both("group")),
     M("no photo", "{distill}", "{first} is not there", "manifest.csv", "paths start from {own}", photo(Path.unlink)),
     M("no photos", "{distill} -s data.root={here}", "more like these", "manifest.csv", "paths start from {here}"),
-    M("changed", "{distill} -s student.input_size=48", "has changed since", "{first}", "agrikd init", photo(lambda p: p.write_text("x"), sha256=True)),
+    M("changed", "{distill} -s student.input_size=48", "has changed since", "{first}", "agrikd init", changed),
     M("cut photo", "{distill}", "is cut short", "{own}/{first}", "copy it again", photo(cut)),
     M("empty photo", "{distill}", "0 bytes", "{own}/{first}", "copy", photo(lambda p: p.write_bytes(b""))),
     M("text photo", "{distill}", "cannot be decoded", "{first}", "expected .jpg", photo(lambda p: p.write_text("404"))),
@@ -422,8 +436,17 @@ FOLDERS = [
         unfinished(CHECKPOINT),
         own=True,
     ),
-    M("cut checkpoint", "{distill} --resume", "damaged", "checkpoint.pt", "delete it", unfinished(CHECKPOINT), 6, begun=True),
-    M("no checkpoint", "{distill} --resume", "damaged", "checkpoint.pt", "delete it", unfinished(b"404"), 6, begun=True),
+    M(
+        "cut checkpoint",
+        "{distill} --resume",
+        "damag",
+        "checkpoint.pt",
+        "delete",
+        unfinished(CHECKPOINT),
+        6,
+        begun=True,
+    ),
+    M("no checkpoint", "{distill} --resume", "damaged", "checkpoint.pt", "delete", unfinished(b"404"), 6, begun=True),
     M("loss explodes", "{distill} -s optim.lr=1e30 -s optim.clip=0", "not finite", "step", "lower", code=6, begun=True),
     M("file for --out", "distill {recipe} --out {recipe}", "a file is in the way", "{recipe}", "another place", code=7),
     M("file above", "distill {recipe} --out {recipe}/r", "a file is in the way", "{recipe}/r", "another place", code=7),
@@ -433,8 +456,8 @@ FOLDERS = [
     M("calibrate on few", "calibrate {run}", "there are 6 held-out rows", "calibrate", "expected at least 20"),
     M("share above one", "calibrate {run} --coverage 2", "is 2.0", "coverage", "expected a share between 0 and 1"),
     M("Run's recipe broken", "calibrate {out}", "is not valid YAML", "{out}/recipe.yaml:1", "bracket", broken_recipe),
-    M("foreign weights", "predict {out} {recipe}", "does not say its", "{out}/weights.saf", "train the Run", foreign_weights),
-    M("weights are NaN", "export onnx {out}", "(NaN) in classifier.bias", "{out}/weights.saf", "lower optim.lr", nan_weights),
+    M("foreign weights", "predict {out} {recipe}", "does not say its", "{out}/weights.saf", "train", foreign_weights),
+    M("weights are NaN", "export onnx {out}", "(NaN)", "{out}/weights.safetensors", "lower optim.lr", nan_weights),
 ]
 
 JUDGING = [
@@ -473,7 +496,7 @@ JUDGING = [
         "has changed since",
         "{first}",
         "agrikd init",
-        photo(lambda path: path.write_text("x"), sha256=True),
+        changed,
     ),
     M("nothing to compare", "compare {recipe} --out {out}", "a method with a teacher", "tiny: method", "name: kd"),
     M("no views", "compare {recipe} --out {out}", "fixed set of views", "tiny: data.views", "20", recipe(**TEACHER)),
@@ -494,18 +517,25 @@ DATA = [
     M("init on a file", "init {recipe} --out {out}", "folder", "{recipe}", "→"),
     M("init over a recipe", "init {photos} --out {here}", "is there already", "{recipe}", "choose another --out"),
     M("init on one class", "init {here}/p", "one class only", "{here}/p", "→", files_in("p/rust/a.jpg", text="x")),
-    M("init on empty photos", "init {here}/p", "0 bytes", "p/b/b.jpg", "copy", files_in("p/a/a.jpg", "p/b/b.jpg"), own=True),
+    M("init on empty photos", "init {here}/p", "0 bytes", "p/b/b.jpg", "copy", files_in("p/a/a.jpg", "p/b/b.jpg")),
     M("synth over something", "data synth {here}", "is not empty", "{here}", "choose a new folder", own=True),
     M("synth too small", "data synth {out} --size 8", "is 8", "synthetic.size", "from 64 to 4096"),
 ]
 
 MODELS = [
     M("export of no Run", "export onnx {here}", "is no Run", "{here}", "made by agrikd teach or agrikd distill"),
-    M("a folder there", "export onnx {run} --out {out}", "a folder is in", "{out}", "another place", files_in("out/x"), 7),
+    M("a folder there", "export onnx {run} --out {out}", "a folder is in", "{out}", "another", files_in("out/x"), 7),
     M("export on no photo", "export onnx {run} --out {out}.onnx --images 0", "0", "--images", "x>=1"),
-    M("no such onnx", "predict {here}/m.onnx {photos}/{first}", "there is no such file", "{here}/m.onnx", "its folder", own=True),
+    M("no such onnx", "predict {here}/m.onnx {recipe}", "no such file", "{here}/m.onnx", "its folder", own=True),
     M("photo for a model", "predict {photos}/{first} {photos}/{first}", "is no model", "{first}", "or an .onnx file"),
-    M("foreign onnx", "predict {here}/foreign.onnx {recipe}", "does not say", "foreign.onnx", "agrikd export", foreign_onnx),
+    M(
+        "foreign onnx",
+        "predict {here}/foreign.onnx {recipe}",
+        "does not say",
+        "foreign.onnx",
+        "export onnx",
+        foreign_onnx,
+    ),
     M(
         "words for onnx",
         "predict {here}/m.onnx {photos}/{first}",
@@ -515,7 +545,7 @@ MODELS = [
         files_in("m.onnx", text="404 not found"),
         own=True,
     ),
-    M("empty onnx", "predict {here}/m.onnx {recipe}", "cannot open", "{here}/m.onnx", "agrikd export", files_in("m.onnx")),
+    M("empty onnx", "predict {here}/m.onnx {recipe}", "cannot open", "m.onnx", "agrikd export", files_in("m.onnx")),
 ]
 
 WORDS = [
@@ -542,3 +572,200 @@ def test_the_table_is_long_enough() -> None:
     assert len(MISTAKES) >= 100 and len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
     assert sum(mistake.own for mistake in MISTAKES) >= 6
     assert {mistake.code for mistake in MISTAKES} == {2, 4, 6, 7}
+
+
+# Several mistakes at once, and what a mistake costs.
+
+
+def run(scene: Scene, line: str) -> Said:
+    return in_process(*shlex.split(scene.fill(line)))
+
+
+def test_all_of_a_recipe_is_wrong_in_one_report(scene: Scene) -> None:
+    spoilt = {"student": {"timm": "mobilenetv3_smal_050"}, "method": {"name": "kd", "temprature": 3}}
+    scene.write({**scene.raw, **spoilt, "optim": {"step": 3}, "task": {"name": "clasification"}})
+    said = run(scene, "{distill} -s data.manifest=m.csv -s teachers='[{{timm: resnet81}}]'")
+    check_words(said, 2, "method.temprature: unknown key", "did you mean 'temperature'?")
+    check_words(said, 2, "optim.step: unknown key", "did you mean 'steps'?", "task.name: there is no task")
+    check_words(said, 2, "student.timm: timm knows no model", "mobilenetv3_small_050", "teachers.0.timm", "resnet18")
+    check_words(said, 2, "data.manifest: there is no file")
+    assert not scene.out.exists()
+
+
+def test_every_bad_photo_is_named_at_once(scene: Scene) -> None:
+    files_in("empty.jpg", "half.png")(scene)
+    (scene.here / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + 100 * b"\0")
+    said = run(scene, "predict {onnx} {here}/empty.jpg {photos}/{first} {here}/none.jpg {here}/half.png")
+    check_words(said, 2, "empty.jpg: is empty (0 bytes)", "none.jpg: there is no such file", "half.png: is cut short")
+    assert scene.first not in said.text
+
+
+def test_what_the_gate_refuses_can_be_overridden_as_it_says(scene: Scene) -> None:
+    scene.write({**scene.raw, **TEACHER})
+    check_words(run(scene, "{distill}"), 4, "--override-gate")
+    assert run(scene, "{distill} --override-gate 'a test'").code == 0
+    check_words(run(scene, "{distill} --override-gate 'a test'"), 2, "holds a finished Run already")
+
+
+def test_a_run_is_not_resumed_on_other_labels(scene: Scene) -> None:
+    scene.copy_photos()
+    assert run(scene, "{distill}").code == 0
+    (scene.out / "weights.safetensors").unlink()
+    table = scene.own / "manifest.csv"
+    table.write_text(table.read_text().replace(",rust,train,", ",blight,train,", 1))
+    check_words(run(scene, "{distill} --resume"), 2, "other photos or labels", str(scene.out), "put the manifest back")
+
+
+def test_a_missing_extra(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    check_words(run(scene, "predict {onnx} {photos}/{first}"), 3, "onnxruntime", "pip install 'agrikd[export]'")
+
+
+def test_an_export_that_answers_otherwise(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("onnx", reason="pip install 'agrikd[export]'")
+    fold = onnx.fold
+
+    def nudge(path: Path) -> None:
+        fold(path)
+        model = package.load(path)
+        (bias,) = [one for one in model.graph.initializer if one.name.endswith("classifier.bias")]
+        bias.CopyFrom(package.numpy_helper.from_array(package.numpy_helper.to_array(bias) + 1, bias.name))
+        package.save(model, path)
+
+    monkeypatch.setattr(onnx, "fold", nudge)
+    check_words(run(scene, "export onnx {run} --out {out}/m.onnx"), 5, "m.onnx does not answer", "nothing was written")
+    assert not list(scene.out.iterdir())
+
+
+# The disk is full.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount here to make a small disk with")
+    done = child("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be made here: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+FULL = {
+    "checkpoint": ("distill {recipe} --out {disk}/run", True),
+    "examples": ("distill {recipe} --out {disk}/run -s optim.checkpoint_every=100", True),
+    "teacher": ("teach {recipe} --out {disk}/run", True),
+    "export": ("export onnx {run} --images 2 --out {disk}/m.onnx", False),
+    "synth": ("data synth {disk}/leaves --size 64 --per-class 4 --unlabelled 0 --test-per-class 4", False),
+    "report": ("evaluate {run} --report {disk}/report.html", False),
+}
+
+
+@pytest.mark.parametrize(("line", "begun"), FULL.values(), ids=FULL)
+def test_a_full_disk(scene: Scene, disk: Path, line: str, begun: bool) -> None:
+    scene.write({**scene.raw, "teachers": TEACHER["teachers"], "teach": {"stages": ["all"], "steps": 2}})
+    said = run(scene, line.replace("{disk}", str(disk)))
+    check_words(said, 7, str(disk), "the disk is full", "free some space")
+    check_left({}, listing(disk), begun=begun)
+
+
+def test_a_full_disk_stops_init_between_its_two_files(scene: Scene, disk: Path) -> None:
+    refused = 0
+    for pages in range(1, 8):
+        (disk / "other").write_bytes((64 - 4 * pages) * 1024 * b"x")
+        said = run(scene, f"init {{photos}}/images/test --out {disk}")
+        if said.code == 0:
+            break
+        check_words(said, 7, str(disk), "the disk is full")
+        assert [path.name for path in disk.iterdir()] == ["other"]
+        refused += 1
+    assert refused >= 2 and (disk / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("key", ["data.cache_mb=0", "data.cache_mb=100"])
+def test_a_full_cache(scene: Scene, disk: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """A write through a memory map would end the process without a word."""
+    monkeypatch.setenv("AGRIKD_CACHE", str(disk))
+    line = "{distill} --teacher {run} --override-gate test -s method.name=kd -s data.views=20 -s " + key
+    said = on_its_own(*shlex.split(scene.fill(line)))
+    check_words(said, 7, str(disk), "the disk is full", "free some space")
+    check_left({}, listing(scene.out) if scene.out.exists() else {}, begun=True)
+
+
+# Nobody's rights.
+
+
+@pytest.fixture
+def nobody(scene: Scene) -> Iterator[Callable[[str], Said]]:
+    """Runs a command line as a user who may write into {out} alone, nowhere else."""
+    ways: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), {})]
+    if os.geteuid() == 0:
+        setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        reads_all = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # where python is root's own
+        ways = [((), {"user": 65534, "group": 65534, "extra_groups": []}), ((*setpriv, *reads_all), {})]
+    for before, user in ways:
+        if _starts([*before, *AGRIKD, "--version"], user):
+            break
+    else:
+        pytest.skip(f"{sys.executable} may not be read by an unprivileged user, and nothing is copied for them")
+
+    def command(line: str) -> Said:
+        done = child(*before, *AGRIKD, *shlex.split(scene.fill(line)), **user)
+        return Said(done.returncode, done.stderr)
+
+    scene.out.mkdir()
+    scene.out.chmod(0o777)
+    scene.here.chmod(0o555)
+    yield command
+    scene.here.chmod(0o755)
+
+
+def _starts(words: list[str], user: dict[str, Any]) -> bool:
+    try:
+        return child(*words, **user).returncode == 0
+    except OSError:
+        return False
+
+
+LOCKED = {
+    "init": "init {photos}/images/test --out {here}",
+    "synth": "data synth {here}/leaves --size 64 --per-class 1 --unlabelled 0 --test-per-class 0",
+    "distill": "distill {recipe} --out {here}/runs/one",
+}
+
+
+@pytest.mark.parametrize("line", LOCKED.values(), ids=LOCKED)
+def test_a_place_one_may_not_write(
+    scene: Scene, nobody: Callable[[str], Said], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv("AGRIKD_CACHE", str(scene.out))
+    scene.recipe.unlink() if line.startswith("init") else None
+    before = listing(scene.here)
+    check_words(nobody(line), 7, str(scene.here), "may not be written", "choose another place")
+    check_left(before, {name: held for name, held in listing(scene.here).items() if not name.startswith("out/")})
+
+
+# Ctrl-C.
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(scene: Scene) -> None:
+    scene.write({**scene.raw, "optim": {"steps": 60, "batch": 4, "checkpoint_every": 2}})
+    words = [*AGRIKD, *shlex.split(scene.fill("{distill}"))]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while child.poll() is None and not (scene.out / "checkpoint.pt").exists():
+            time.sleep(0.005)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    check_words(Said(child.returncode, stderr), 130, "interrupted", "what was finished is kept", "--resume")
+    check_left({}, listing(scene.out), begun=True)
+    assert run(scene, "{distill}").code == 2
+    check_words(run(scene, "{distill} --resume"), 0, "next: agrikd calibrate")
+    assert (scene.out / "weights.safetensors").exists() and not (scene.out / "checkpoint.pt").exists()

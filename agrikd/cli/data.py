@@ -56,7 +56,7 @@ def synth(
     config = SyntheticConfig(
         seed, size, train_per_class=per_class, unlabelled=unlabelled, test_per_class=test_per_class
     )
-    with console.counting("draw leaves") as progress:
+    with console.job("draw leaves") as progress:
         manifest = write_dataset(out, config, progress)
     drawn = {split: sum(row.split == split for row in manifest.rows) for split in ("train", "val", "test")}
     rows = [(split, str(n)) for split, n in drawn.items()]

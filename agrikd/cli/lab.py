@@ -93,7 +93,9 @@ def calibrate(
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="Run folders or .onnx files.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="A manifest; needed for .onnx files (default: the first Run's).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A manifest; needed for .onnx files (default: the first Run's).")
+    ] = None,
     split: Annotated[str, typer.Option(help="val while you choose; test once, at the end.")] = "val",
     teacher: Annotated[Path | None, typer.Option(help="A Run to measure agreement with.")] = None,
     report: Annotated[Path | None, typer.Option(help="The HTML report (default: report.html in the last Run).")] = None,
