@@ -9,11 +9,15 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +145,8 @@ def compare(recipes: Sequence[Recipe], seeds: int, out: Path, processes: int | N
     if twice := sorted(name for name, n in Counter(recipe.name for recipe in recipes).items() if n > 1):
         mend = "give each a name of its own: it is the folder of its Runs"
         raise InputError(Problem(f"name {twice[0]}", "two recipes have it", mend))
+    for recipe in recipes:
+        _claim(recipe, out)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
         _in_parallel(
             pool, "teachers' features", _features, [(r, n, processes) for r in recipes for n in range(processes)]
@@ -204,6 +210,17 @@ def _said(recipe: Recipe, seeds: int, out: Path) -> tuple[NDArray[np.int64], dic
         said[arm] = np.stack([one["logits"].argmax(1) for one in stored])
         truth = stored[0]["truth"]
     return truth, said
+
+
+def _claim(recipe: Recipe, out: Path) -> None:
+    """A study goes on in its folder only with the recipe and the labels it was begun with."""
+    path = out / recipe.name / "study-of.json"
+    own = {"recipe": recipe.digest, "data": open_manifest(recipe).digest}
+    if not path.exists():
+        files.write_json(path, own)
+    elif files.read_json(path) != own:
+        mend = "choose another --out, or put the recipe and its manifest back as they were"
+        raise InputError(Problem(str(path.parent), "holds a study of another recipe, or of other labels", mend))
 
 
 def _groups(recipe: Recipe) -> list[str] | None:
@@ -273,19 +290,46 @@ def _judge(recipe: Recipe, seed: int, arm: str, out: Path) -> None:
 def _one_thread() -> None:
     torch.set_num_threads(1)
     image.opencv().setNumThreads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started in here never hear Ctrl-C: the parent does, and stops them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(work: Callable[..., None], task: tuple[Any, ...]) -> None:
+    """In a worker. Told to stop, it tidies up and ends at once, before the next task."""
+    try:
+        work(*task)
+    except SystemExit:
+        os._exit(1)
 
 
 def _in_parallel(
     pool: ProcessPoolExecutor, what: str, work: Callable[..., None], tasks: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Run the tasks; the first failure stops those that have not begun, and is raised."""
-    waiting = [pool.submit(work, *task) for task in tasks]
+    """Run the tasks; the first failure stops those that have not begun, and is raised; Ctrl-C stops all."""
+    with _deaf_to_ctrl_c():
+        waiting = [pool.submit(_run, work, task) for task in tasks]
     try:
         for done in console.track(as_completed(waiting), what, len(waiting)):
             done.result()
     except BrokenProcessPool:
         mend = "the same command goes on with what is finished; --processes 1 needs less memory"
         raise TrainingError(f"{what}: a process died, perhaps for lack of memory\n    → {mend}") from None
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         for future in waiting:
             future.cancel()

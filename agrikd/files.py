@@ -77,6 +77,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_room(path: Path, size_bytes: int) -> None:
+    """For a writer that would not say that the disk is full: raises the operating system's error beforehand."""
+    if shutil.disk_usage(path.parent).free < size_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)

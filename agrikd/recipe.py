@@ -260,7 +260,8 @@ def problems_of(error: ValidationError, spec: type[Spec], where: str, prefix: st
                 Problem(f"{where}: {key}", "is missing", "write it; agrikd init FOLDER makes a whole recipe")
             )
         else:
-            said = finding["msg"].removeprefix("Value error, ")
+            said = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+            said = re.sub(r"a valid dictionary or instance of \w+", "a group of settings", said)
             given = "" if isinstance(finding["input"], dict) else f", got {finding['input']!r}"
             problems.append(Problem(f"{where}: {key}", said + given))
     return problems

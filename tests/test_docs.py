@@ -86,7 +86,12 @@ def test_make_targets_in_the_documents_exist() -> None:
 
 def test_links_in_the_documents_lead_somewhere() -> None:
     seen = 0
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("[a-z]*/README.md"), ROOT / "models" / "LOG.md"]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("[a-z]*/README.md"),
+        ROOT / "models" / "LOG.md",
+    ]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
             seen += 1

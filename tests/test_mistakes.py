@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -332,7 +333,22 @@ RECIPES = [
     M("no variable", "{distill} -s data.root='${{NONE}}'", "${{NONE}} is not set", "data.root", "export NONE=…"),
     M("--set without =", "{distill} -s optim.lr", "is not key=value", "--set optim.lr", "as in optim.lr=1e-3"),
     M("--set into a value", "{distill} -s name.x=1", "nothing called 'x'", "--set name.x=1", "write key.sub=value"),
-    M("--set past the end", "{distill} -s teachers.3.timm=x", "'3' is not inside", "--set teachers.3.timm=x", "from 0"),
+    M(
+        "--set past the end",
+        "{distill} -s teachers.3.timm=x",
+        "'3' is not inside",
+        "--set teachers.3.timm=x",
+        "from 0",
+        recipe(teachers=[]),
+    ),
+    M("--set into no list", "{distill} -s teachers.0.timm=x", "should be a list", "recipe.yaml: teachers", "a list"),
+    M(
+        "value for a group",
+        "{distill} -s data=m.csv",
+        "got 'm.csv'",
+        "recipe.yaml: data",
+        "should be a group of settings",
+    ),
     M("--set of no YAML", "{distill} -s 'optim=['", "is not valid YAML", "--set optim=[", "write key.sub=value"),
 ]
 
@@ -361,6 +377,7 @@ NETS = [
         "the weights are of another net",
     ),
     M("no package", "{distill} -s student.weights=package", "no package carries", "test_eff", "tf_efficientnet_lite0"),
+    M("small views", "{distill} -s data.size=32 -s student.input_size=64", "is 32 × 32", "data.size", "leave it out"),
     M("unknown kwarg", "{distill} -s student.kwargs.depth=3", "'depth'", "kwargs", "leave it out"),
     M(
         "a size that the net cannot take",
@@ -480,7 +497,13 @@ JUDGING = [
         renamed,
     ),
     M("no such data", "evaluate {run} --data {here}/m.csv", "no such file", "{here}/m.csv", "agrikd init"),
-    M("onnx, no data", "evaluate {onnx}", "does not know its photos", "--data", "name a manifest with --data"),
+    M(
+        "onnx, no data",
+        "evaluate {onnx} --report {out}",
+        "does not know its photos",
+        "--data",
+        "name a manifest with --data",
+    ),
     M("no report", "evaluate {onnx} --data {photos}/manifest.csv", "no Run to keep", "--report", "say where"),
     M(
         "photos gone",
@@ -499,7 +522,14 @@ JUDGING = [
         changed,
     ),
     M("nothing to compare", "compare {recipe} --out {out}", "a method with a teacher", "tiny: method", "name: kd"),
-    M("no views", "compare {recipe} --out {out}", "fixed set of views", "tiny: data.views", "20", recipe(**TEACHER)),
+    M(
+        "no views",
+        "compare {recipe} --out {out} -s data.size=64",
+        "fixed set of views",
+        "tiny: data.views",
+        "20",
+        recipe(**TEACHER),
+    ),
     M(
         "two of one name",
         "compare {recipe} {recipe} --out {out} -s data.views=2 -s data.size=64",
@@ -525,7 +555,7 @@ DATA = [
 MODELS = [
     M("export of no Run", "export onnx {here}", "is no Run", "{here}", "made by agrikd teach or agrikd distill"),
     M("a folder there", "export onnx {run} --out {out}", "a folder is in", "{out}", "another", files_in("out/x"), 7),
-    M("export on no photo", "export onnx {run} --out {out}.onnx --images 0", "0", "--images", "x>=1"),
+    M("export on no photo", "export onnx {run} --out {out} --images 0", "Invalid value", "--images", "equal to 1"),
     M("no such onnx", "predict {here}/m.onnx {recipe}", "no such file", "{here}/m.onnx", "its folder", own=True),
     M("photo for a model", "predict {photos}/{first} {photos}/{first}", "is no model", "{first}", "or an .onnx file"),
     M(
@@ -553,7 +583,7 @@ WORDS = [
     M("unknown option", "{distill} --stes x=1", "No such option", "--stes", "--set"),
     M("missing argument", "predict {onnx}", "Missing argument", "'photos'", "--help"),
     M("no number", "calibrate {run} --folds three", "Invalid value", "--folds", "valid integer"),
-    M("no processes", "compare {recipe} --out {out} --processes -1", "-1", "--processes", "x>=1"),
+    M("no processes", "compare {recipe} --out {out} --processes -1", "Invalid value", "--processes", "equal to 1"),
 ]
 
 MISTAKES = [*RECIPES, *NETS, *PHOTOS, *FOLDERS, *JUDGING, *DATA, *MODELS, *WORDS]
@@ -659,7 +689,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 FULL = {
     "checkpoint": ("distill {recipe} --out {disk}/run", True),
     "examples": ("distill {recipe} --out {disk}/run -s optim.checkpoint_every=100", True),
-    "teacher": ("teach {recipe} --out {disk}/run", True),
     "export": ("export onnx {run} --images 2 --out {disk}/m.onnx", False),
     "synth": ("data synth {disk}/leaves --size 64 --per-class 4 --unlabelled 0 --test-per-class 4", False),
     "report": ("evaluate {run} --report {disk}/report.html", False),
@@ -668,15 +697,23 @@ FULL = {
 
 @pytest.mark.parametrize(("line", "begun"), FULL.values(), ids=FULL)
 def test_a_full_disk(scene: Scene, disk: Path, line: str, begun: bool) -> None:
-    scene.write({**scene.raw, "teachers": TEACHER["teachers"], "teach": {"stages": ["all"], "steps": 2}})
     said = run(scene, line.replace("{disk}", str(disk)))
     check_words(said, 7, str(disk), "the disk is full", "free some space")
     check_left({}, listing(disk), begun=begun)
 
 
+def test_a_disk_that_fills_up_while_an_export_is_made(scene: Scene, disk: Path) -> None:
+    size = scene.lab.onnx.stat().st_size
+    for times, code in ((1.5, 7), (4, 0)):
+        child("mount", "-o", f"remount,size={int(times * size)}", disk).check_returncode()
+        said = run(scene, f"export onnx {{run}} --images 2 --out {disk}/m.onnx")
+        check_words(said, code, "the disk is full" if code else "parity")
+        assert [path.name for path in disk.iterdir()] == ([] if code else ["m.onnx"])
+
+
 def test_a_full_disk_stops_init_between_its_two_files(scene: Scene, disk: Path) -> None:
     refused = 0
-    for pages in range(1, 8):
+    for pages in range(8):
         (disk / "other").write_bytes((64 - 4 * pages) * 1024 * b"x")
         said = run(scene, f"init {{photos}}/images/test --out {disk}")
         if said.code == 0:
@@ -697,43 +734,48 @@ def test_a_full_cache(scene: Scene, disk: Path, monkeypatch: pytest.MonkeyPatch,
     check_left({}, listing(scene.out) if scene.out.exists() else {}, begun=True)
 
 
-# Nobody's rights.
+# A place that one may not write.
 
 
 @pytest.fixture
-def nobody(scene: Scene) -> Iterator[Callable[[str], Said]]:
-    """Runs a command line as a user who may write into {out} alone, nowhere else."""
+def locked(lab: Lab) -> Iterator[Scene]:
+    """A scene that everybody may read and nobody may write, but for {out}."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(lab, Path(folder))
+        scene.copy_photos()
+        scene.out.mkdir()
+        scene.out.chmod(0o777)
+        scene.here.chmod(0o555)
+        yield scene
+        scene.here.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def unprivileged() -> Callable[..., Said]:
+    """Runs a command line as a user without rights: root becomes nobody."""
     ways: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), {})]
     if os.geteuid() == 0:
         setpriv = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
         reads_all = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # where python is root's own
         ways = [((), {"user": 65534, "group": 65534, "extra_groups": []}), ((*setpriv, *reads_all), {})]
     for before, user in ways:
-        if _starts([*before, *AGRIKD, "--version"], user):
-            break
+        try:
+            if child(*before, *AGRIKD, "--version", **user).returncode == 0:
+                break
+        except OSError:
+            continue
     else:
-        pytest.skip(f"{sys.executable} may not be read by an unprivileged user, and nothing is copied for them")
+        pytest.skip(f"an unprivileged user may not read {sys.executable} or the package, and nothing is copied")
 
-    def command(line: str) -> Said:
-        done = child(*before, *AGRIKD, *shlex.split(scene.fill(line)), **user)
+    def command(*words: str) -> Said:
+        done = child(*before, *AGRIKD, *words, **user)
         return Said(done.returncode, done.stderr)
 
-    scene.out.mkdir()
-    scene.out.chmod(0o777)
-    scene.here.chmod(0o555)
-    yield command
-    scene.here.chmod(0o755)
-
-
-def _starts(words: list[str], user: dict[str, Any]) -> bool:
-    try:
-        return child(*words, **user).returncode == 0
-    except OSError:
-        return False
+    return command
 
 
 LOCKED = {
-    "init": "init {photos}/images/test --out {here}",
+    "init": "init {own}/images/test --out {here}/new",
     "synth": "data synth {here}/leaves --size 64 --per-class 1 --unlabelled 0 --test-per-class 0",
     "distill": "distill {recipe} --out {here}/runs/one",
 }
@@ -741,13 +783,14 @@ LOCKED = {
 
 @pytest.mark.parametrize("line", LOCKED.values(), ids=LOCKED)
 def test_a_place_one_may_not_write(
-    scene: Scene, nobody: Callable[[str], Said], monkeypatch: pytest.MonkeyPatch, line: str
+    locked: Scene, unprivileged: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
-    monkeypatch.setenv("AGRIKD_CACHE", str(scene.out))
-    scene.recipe.unlink() if line.startswith("init") else None
-    before = listing(scene.here)
-    check_words(nobody(line), 7, str(scene.here), "may not be written", "choose another place")
-    check_left(before, {name: held for name, held in listing(scene.here).items() if not name.startswith("out/")})
+    monkeypatch.setenv("AGRIKD_CACHE", str(locked.out))
+    before = listing(locked.here)
+    said = unprivileged(*shlex.split(locked.fill(line)))
+    check_words(said, 7, str(locked.here), "may not be written", "choose another place")
+    after = {name: held for name, held in listing(locked.here).items() if not name.startswith("out/")}
+    check_left(before, after)
 
 
 # Ctrl-C.

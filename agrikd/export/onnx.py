@@ -93,6 +93,7 @@ def fold(path: Path) -> None:
     options.log_severity_level = 3
     folded = path.with_suffix(".folded.onnx")
     options.optimized_model_filepath = str(folded)
+    files.require_room(folded, path.stat().st_size)
     try:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         model = onnx.load(folded)

@@ -118,7 +118,9 @@ def test_unlabelled_rows_are_weighed() -> None:
 def test_several_teachers_are_averaged() -> None:
     method, rows = distill.method("kd"), batch()
     student, teachers = Tiny(1), [Tiny(2), Tiny(3)]
-    apart = [float(method(Classification(CLASSES), student, [t], method.Config()).eval()(rows).parts["kd"]) for t in teachers]
+    apart = [
+        float(method(Classification(CLASSES), student, [t], method.Config()).eval()(rows).parts["kd"]) for t in teachers
+    ]
     both = method(Classification(CLASSES), student, teachers, method.Config()).eval()
     assert float(both(rows).parts["kd"]) == pytest.approx(float(np.mean(apart)), rel=1e-5)
 
