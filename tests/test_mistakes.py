@@ -231,6 +231,11 @@ changed = photo(lambda path: path.write_text("x"), sha256=True)
 renamed = manifest(lambda rows: [{**row, "target": row["target"].replace("rust", "mosaic")} for row in rows])
 
 
+def other_study(scene: Scene) -> None:
+    recipe(**TEACHER)(scene)
+    files_in("out/tiny/study-of.json", text='{"recipe": "another", "data": "the same"}')(scene)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:600])
 
@@ -538,6 +543,14 @@ JUDGING = [
         "give each a name",
         recipe(**TEACHER),
     ),
+    M(
+        "study of another recipe",
+        "compare {recipe} --out {out} -s data.views=2 -s data.size=64",
+        "holds a study of another recipe",
+        "{out}/tiny",
+        "choose another --out",
+        other_study,
+    ),
     M("no seeds", "compare {recipe} --out {out} --seeds 0", "is 0", "seeds", "expected at least 1", recipe(**TEACHER)),
 ]
 
@@ -546,6 +559,7 @@ DATA = [
     M("init on an empty folder", "init {here}/p", "holds no photos", "{here}/p", "expected .jpg", files_in("p/a.txt")),
     M("init on a file", "init {recipe} --out {out}", "folder", "{recipe}", "→"),
     M("init over a recipe", "init {photos} --out {here}", "is there already", "{recipe}", "choose another --out"),
+    M("init over a manifest", "init {photos} --out {here}/p", "is there", "p/m", "away", files_in("p/manifest.csv")),
     M("init on one class", "init {here}/p", "one class only", "{here}/p", "→", files_in("p/rust/a.jpg", text="x")),
     M("init on empty photos", "init {here}/p", "0 bytes", "p/b/b.jpg", "copy", files_in("p/a/a.jpg", "p/b/b.jpg")),
     M("synth over something", "data synth {here}", "is not empty", "{here}", "choose a new folder", own=True),
