@@ -69,11 +69,11 @@ def _recipe(manifest: Path) -> Recipe:
     size = teacher["input_size"]
     raw = {
         "name": "demo",
-        "data": {"manifest": str(manifest.resolve()), "views": 8, "size": size, "unlabelled_share": 0.75},
+        "data": {"manifest": str(manifest.resolve()), "views": 8, "size": size, "unlabelled_share": 0.5},
         "student": {"timm": "mobilenetv3_small_050", "input_size": 112},
         "teachers": [teacher],
-        "method": {"name": "kd", "temperature": 1, "weight_kd": 4},
-        "optim": {"steps": 600, "lr": 1e-2},
+        "method": {"name": "kd"},
+        "optim": {"steps": 600, "lr": 5e-3},
         "teach": {"stages": ["probe"]} if _pretrained() else _SCRATCH_TEACH,
     }
     return parse(raw, "the demo's recipe")

@@ -122,6 +122,7 @@ def _trade(reports: Sequence[tuple[str, Report]], unit: str, value: Callable[[Re
     if min(costs) > 0 and max(costs) > 8 * min(costs):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.set_xlim(min(costs) / 2, max(costs) * 2)
     else:
         axes.set_xlim(0, max(costs) * 1.2 or 1)

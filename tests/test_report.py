@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agrikd import image, metrics
+from agrikd import image, metrics, plots
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, MissingExtraError
 from agrikd.evaluate import ClassReport, Decisions, Estimate, Mistake, Report
@@ -392,3 +392,10 @@ def test_a_missing_package_is_named(manifest: Manifest, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed\n.*agrikd\[train\]"):
         write_report(manifest.root / "report.html", [("a", made(FIVE))], title="x", manifest=manifest)
+
+
+def test_costs_far_apart_are_labelled_in_plain_numbers() -> None:
+    """On a logarithmic axis matplotlib's own minor labels are raw mathtext."""
+    small, large = (made(("a", "b"), size_bytes=size) for size in (2_300_000, 19_500_000))
+    drawn = "".join(plots.comparison([("small", small), ("large", large)]))
+    assert "mathdefault" not in drawn and "MB (less is better)" in drawn

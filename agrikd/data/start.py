@@ -29,8 +29,8 @@ data:
 student: {{timm: mobilenetv3_small_050, input_size: 112}}
 teachers:
 {teacher}
-method: {{name: kd, temperature: 1, weight_kd: 4}}
-optim: {{steps: 1500, batch: 32, lr: 1.0e-2}}
+method: {{name: kd, temperature: 2, weight_kd: 4}}
+optim: {{steps: 2000, batch: 32, lr: 5.0e-3}}
 teach: {{stages: [probe]}}   # [probe, last, all] tunes the backbone too: better, and hours on a CPU
 seed: 0
 """
