@@ -21,6 +21,7 @@ _REFUSALS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("may not be written", _ELSEWHERE)),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), ("a file is in the way of a folder", _ELSEWHERE)),
     errno.EISDIR: ("a folder is in the way of a file", _ELSEWHERE),
+    errno.EFBIG: ("the file would be too large for this disk", "ask for less, as with fewer data.views"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 """What the operating system's refusals mean to a person, and the way out of each."""
@@ -112,7 +113,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(Problem(f"{path}:{error.lineno}", f"is not valid JSON ({error.msg})")) from None
+        mend = "agrikd wrote it whole: copy it again"
+        raise InputError(Problem(f"{path}:{error.lineno}", f"is not valid JSON ({error.msg})", mend)) from None
 
 
 def sync_folder(folder: Path) -> None:

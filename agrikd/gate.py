@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from agrikd import console, files, metrics
 from agrikd.data.loader import Loader
-from agrikd.errors import GateError
+from agrikd.errors import GateError, InputError, Problem
 from agrikd.nets._base import Origin
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
@@ -97,8 +98,12 @@ def held_out_evidence(run: Run) -> Evidence | None:
     path = run.folder / "held_out.npz"
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return Evidence(f"{len(stored['truth'])} held-out rows", stored["truth"], stored["logits"])
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Evidence(f"{len(stored['truth'])} held-out rows", stored["truth"], stored["logits"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        mend = "copy it again, or make the Run again"
+        raise InputError(Problem(str(path), f"is damaged ({error})", mend)) from None
 
 
 def write_held_out(folder: Path, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> None:

@@ -44,6 +44,8 @@ def judge(
 
     Each reading of the test split is counted in the Runs: a test set that is read again and again chooses models.
     """
+    if twice := [path for number, path in enumerate(models) if path in models[:number]]:
+        raise InputError(Problem(str(twice[0]), "is given twice", "name each model once"))
     predictors = [open_predictor(path) for path in models]
     told = open_predictor(teacher) if teacher else None
     runs = [Run.open(path) for path in models if path.is_dir()]

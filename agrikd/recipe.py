@@ -35,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=32, le=2048)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
-Channels = Annotated[tuple[float, float, float], Field()]
+Channels = tuple[float, float, float]
 
 
 class TaskSpec(Spec):
@@ -83,7 +83,7 @@ class NetSpec(Spec):
     weights: str = "none"
     kwargs: dict[str, Any] = {}
     mean: Channels | None = None
-    std: Channels | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     input_size: Size | None = None
 
     @model_validator(mode="after")
@@ -261,6 +261,7 @@ def problems_of(error: ValidationError, spec: type[Spec], where: str, prefix: st
             )
         else:
             said = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+            said = said.removesuffix(" for <class 'pathlib.Path'>")
             said = re.sub(r"a valid dictionary or instance of \w+", "a group of settings", said)
             given = "" if isinstance(finding["input"], dict) else f", got {finding['input']!r}"
             problems.append(Problem(f"{where}: {key}", said + given))

@@ -114,8 +114,13 @@ class Run:
         """The whole lines of metrics.jsonl; a line cut by a kill is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        entries = []
+        for number, line in enumerate(files.read_text(self.metrics).split("\n")[:-1], 1):
+            try:
+                entries.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                raise InputError(Problem(f"{self.metrics}:{number}", "is broken", "delete the line")) from None
+        return entries
 
     def rewind(self, step: int) -> None:
         """Drop the metrics logged after `step`, which a resumed run will log again."""
@@ -125,7 +130,13 @@ class Run:
     @property
     def calibration(self) -> Calibration | None:
         path = self.folder / "calibration.json"
-        return Calibration(**files.read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Calibration(**files.read_json(path))
+        except TypeError:
+            mend = f"make it again with: agrikd calibrate {self.folder}"
+            raise InputError(Problem(str(path), "is no calibration", mend)) from None
 
     def write_calibration(self, calibration: Calibration) -> None:
         files.write_json(self.folder / "calibration.json", asdict(calibration))

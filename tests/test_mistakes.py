@@ -388,7 +388,7 @@ NETS = [
         "a size that the net cannot take",
         "{distill} -s student.timm=levit_128s -s student.input_size=64",
         "cannot take 64 × 64 pixels",
-        "net levit_128s: input_size",
+        "net levit_128s",
         "its own input_size is [224, 224]",
     ),
     M(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 import typer
@@ -59,4 +61,6 @@ for group in (doctor, data, lab, models):
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name, or a table, that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

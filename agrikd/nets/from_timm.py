@@ -53,7 +53,8 @@ def create(spec: NetSpec, outputs: int, *, pretrained: bool = False) -> nn.Modul
         raise InputError(found)
     try:
         model: nn.Module = timm.create_model(str(spec.timm), pretrained=pretrained, num_classes=outputs, **spec.kwargs)
-    except TypeError as error:
+    except (TypeError, KeyError, AssertionError) as error:
         mend = "leave it out, or look at what timm's create_model takes for this net"
-        raise InputError(Problem(f"net {spec.timm}: kwargs", str(error), mend)) from None
+        said = f"timm refuses them: {type(error).__name__}: {error}"
+        raise InputError(Problem(f"net {spec.timm}: kwargs", said, mend)) from None
     return model

@@ -62,11 +62,12 @@ def _require_answer(net: TimmNet) -> None:
     height, width = net.input_size
     try:
         net.eval()(torch.zeros(1, 3, height, width))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        said = f"the net cannot take {height} × {width} pixels ({str(error).splitlines()[0]})"
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        said = f"the net cannot take {height} × {width} pixels ({str(error).partition(chr(10))[0]})"
         config: Any = net.model.pretrained_cfg
         mend = f"its own input_size is {list(config['input_size'][-2:])}"
-        raise InputError(Problem(f"net {net.spec.timm}: input_size", said, mend)) from None
+        mend += f"; its kwargs are {net.spec.kwargs}" if net.spec.kwargs else ""
+        raise InputError(Problem(f"net {net.spec.timm}", said, mend)) from None
     net.train()
 
 

@@ -88,7 +88,7 @@ def test_views_a_second(
         **{name: of_folder(dataset) for name, dataset in folders.items()},
         "the transform alone": lambda: assembled([same(cache[row]) for row in rows()]),
     }
-    found = race(contenders, batch, 9)
+    found = race(contenders, batch, 15)
     reference = "ImageFolder, PIL decodes"
     found.show(f"Views of {SIZE[0]} px from {shape[1]} × {shape[0]} JPEG, batches of {batch}", "views", reference)
     assert found.rate("agrikd Loader, cached") >= least * found.rate(reference)
