@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from agrikd import console, distill, files, gate, image, tasks
 from agrikd import recipe as recipes
@@ -33,6 +32,7 @@ from agrikd.distill._base import Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.nets import from_timm
 from agrikd.nets._base import Net
+from agrikd.nets.average import Average
 from agrikd.nets.cached import CachedTeacher, FeatureStore
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net, save_net
@@ -175,8 +175,7 @@ class TrainState:
             self.optimizer = torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=spec.lr)
-        self.average = AveragedModel(distiller.student, multi_avg_fn=_ema(spec.ema), use_buffers=True)
-        self.average.requires_grad_(False)
+        self.average = Average(distiller.student, spec.ema)
 
     def save(self, run: Run) -> None:
         """Write the checkpoint whole; frozen teachers are not in it."""
@@ -184,7 +183,8 @@ class TrainState:
             "step": self.step,
             "recipe": run.recipe.digest,
             "distiller": self._own(self.distiller.state_dict()),
-            "average": self.average.state_dict(),
+            "average": self.average.module.state_dict(),
+            "updates": self.average.updates,
             "optimizer": self.optimizer.state_dict(),
         }
         _save(values, run.checkpoint)
@@ -198,7 +198,8 @@ class TrainState:
             if own.keys() != values["distiller"].keys():
                 raise KeyError("the nets have other parameters")
             self.distiller.load_state_dict(values["distiller"], strict=False)
-            self.average.load_state_dict(values["average"])
+            self.average.module.load_state_dict(values["average"])
+            self.average.updates = int(values["updates"])
             self.optimizer.load_state_dict(values["optimizer"])
             self.step = int(values["step"])
         except (RuntimeError, KeyError, ValueError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -255,7 +256,7 @@ def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         nn.utils.clip_grad_norm_(distiller.parameters(), spec.clip)
     state.optimizer.step()
     distiller.after_step()
-    state.average.update_parameters(distiller.student)
+    state.average.update()
     state.step += 1
     return {"loss": step.loss, **step.parts}
 
@@ -309,20 +310,6 @@ def _accuracy(net: nn.Module, loader: Loader, indices: tuple[int, ...], device: 
         moved = batch.to(device)
         right += int((net(moved.images).logits.argmax(1) == moved.target).sum())
     return right / len(indices)
-
-
-def _ema(decay: float) -> Any:
-    """AveragedModel's rule: lerp towards the weights, ramped up so that the random start is soon forgotten."""
-
-    @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - keep)
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return average
 
 
 def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:

@@ -262,6 +262,18 @@ def unfinished(checkpoint: bytes = b"") -> Spoil:
     return spoil
 
 
+def broken(name: str) -> Spoil:
+    """A Run one of whose files of JSON is none."""
+
+    def spoil(scene: Scene) -> None:
+        scene.copy_run()
+        (scene.out / name).write_text("{}\n" if name == "calibration.json" else "{\n")
+        if name == "metrics.jsonl":
+            (scene.out / "weights.safetensors").unlink()
+
+    return spoil
+
+
 def broken_recipe(scene: Scene) -> None:
     scene.copy_run()
     (scene.out / "recipe.yaml").write_text("name: {")
@@ -382,6 +394,15 @@ NETS = [
         "the weights are of another net",
     ),
     M("no package", "{distill} -s student.weights=package", "no package carries", "test_eff", "tf_efficientnet_lite0"),
+    M("wrong kwarg", "{distill} -s student.kwargs.act_layer=foo", "KeyError: 'foo'", "kwargs", "leave it out"),
+    M(
+        "wrong type of kwarg",
+        "{distill} -s student.kwargs.drop_rate=x",
+        "cannot take 32",
+        "net test_eff",
+        "its kwargs are",
+    ),
+    M("no spread", "{distill} -s 'student.std=[0,0,0]'", "got 0", "recipe.yaml: student.std.0", "be greater than 0"),
     M("small views", "{distill} -s data.size=32 -s student.input_size=64", "is 32 × 32", "data.size", "leave it out"),
     M("unknown kwarg", "{distill} -s student.kwargs.depth=3", "'depth'", "kwargs", "leave it out"),
     M(
@@ -473,6 +494,39 @@ FOLDERS = [
     M("file for --out", "distill {recipe} --out {recipe}", "a file is in the way", "{recipe}", "another place", code=7),
     M("file above", "distill {recipe} --out {recipe}/r", "a file is in the way", "{recipe}/r", "another place", code=7),
     M("long name", "distill {recipe} --out {here}/" + 300 * "x", "too long", 300 * "x", "a shorter one", code=7),
+    M(
+        "far too many views",
+        "{distill} -s data.views=1000000000000 -s method.name=kd --teacher {run} --override-gate x",
+        "the file would be too large",
+        "features",
+        "fewer data.views",
+        code=7,
+        begun=True,
+    ),
+    M(
+        "log broken",
+        "{distill} --resume",
+        "is broken",
+        "{out}/metrics.jsonl:1",
+        "delete the line",
+        broken("metrics.jsonl"),
+    ),
+    M(
+        "no calibration",
+        "predict {out} {recipe}",
+        "no calibration",
+        "{out}/cal",
+        "calibrate",
+        broken("calibration.json"),
+    ),
+    M(
+        "record broken",
+        "{distill} --resume",
+        "not valid JSON",
+        "{out}/run.json:2",
+        "copy it",
+        broken("run.json"),
+    ),
     M("calibrate no Run", "calibrate {here}", "is no Run", "{here}", "made by agrikd teach or agrikd distill"),
     M("calibrate too soon", "calibrate {out}", "has not finished", "{out}", "--resume", unfinished()),
     M("calibrate on few", "calibrate {run}", "there are 6 held-out rows", "calibrate", "expected at least 20"),
@@ -484,6 +538,7 @@ FOLDERS = [
 
 JUDGING = [
     M("no model", "evaluate {here}/run", "is no model", "{here}/run", "expected a Run folder"),
+    M("twice", "evaluate {run} {onnx} {run}", "is given twice", "{run}", "name each model once"),
     M("no such split", "evaluate {run} --split tset", "has no labelled rows", "split tset", "train, val, test"),
     M(
         "empty split",
@@ -658,6 +713,18 @@ def test_a_run_is_not_resumed_on_other_labels(scene: Scene) -> None:
     table = scene.own / "manifest.csv"
     table.write_text(table.read_text().replace(",rust,train,", ",blight,train,", 1))
     check_words(run(scene, "{distill} --resume"), 2, "other photos or labels", str(scene.out), "put the manifest back")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", r"caf\udce9.jpg"), ("ascii", "caf")])
+def test_a_name_that_the_terminal_cannot_show(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    latin = scene.here / os.fsdecode("caf\u00e9.jpg".encode("latin-1"))
+    shutil.copy(scene.lab.photos / scene.first, latin)
+    for line in ("predict {onnx} ", "predict --json {onnx} "):
+        done = child(*AGRIKD, *shlex.split(scene.fill(line)), latin)
+        assert done.returncode == 0 and shown in done.stdout, done.stderr
 
 
 def test_a_missing_extra(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

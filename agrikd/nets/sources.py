@@ -63,7 +63,8 @@ def _require_answer(net: TimmNet) -> None:
     try:
         net.eval()(torch.zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        said = f"the net cannot take {height} × {width} pixels ({str(error).partition(chr(10))[0]})"
+        why = str(error).partition("\n")[0]
+        said = f"the net cannot take {height} × {width} pixels ({why})"
         config: Any = net.model.pretrained_cfg
         mend = f"its own input_size is {list(config['input_size'][-2:])}"
         mend += f"; its kwargs are {net.spec.kwargs}" if net.spec.kwargs else ""

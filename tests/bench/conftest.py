@@ -42,6 +42,11 @@ class Race:
         """Items a CPU second, by the median turn."""
         return self.items / statistics.median(self.cpu_s[name])
 
+    def ratio(self, name: str, against: str) -> float:
+        """How many times as fast as `against`: the median over the turns, each set beside the one next to it."""
+        pairs = zip(self.cpu_s[against], self.cpu_s[name], strict=True)
+        return statistics.median(other / own for other, own in pairs)
+
     def show(self, title: str, unit: str, against: str) -> None:
         """One table: rates, their spread over the turns, and each rate beside that of `against`."""
         print(f"\n{title}\n{machine()}")
@@ -50,8 +55,8 @@ class Race:
             low, _, high = statistics.quantiles(seconds, n=4)
             quartiles = f"{self.items / high:.1f} to {self.items / low:.1f}"
             clock = self.items / statistics.median(self.clock_s[name])
-            ratio = self.rate(name) / self.rate(against)
-            print(f"{name:34}{self.rate(name):16.1f}{quartiles:>18}{clock:22.1f}{ratio:8.2f}")
+            figures = f"{self.rate(name):16.1f}{quartiles:>18}{clock:22.1f}{self.ratio(name, against):8.2f}"
+            print(f"{name:34}{figures}")
 
 
 def machine() -> str:
