@@ -878,7 +878,7 @@ def test_a_place_one_may_not_write(
 
 
 def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(scene: Scene) -> None:
-    scene.write({**scene.raw, "optim": {"steps": 60, "batch": 4, "checkpoint_every": 2}})
+    scene.write({**scene.raw, "optim": {"steps": 400, "batch": 4, "checkpoint_every": 2}})
     words = [*AGRIKD, *shlex.split(scene.fill("{distill}"))]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:

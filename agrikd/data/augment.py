@@ -61,11 +61,12 @@ def _transform(strength: Strength, size: tuple[int, int]) -> Any:
         import albumentations as A
     except ImportError:
         raise MissingExtraError("albumentations", "train") from None
-    area = image.opencv().INTER_AREA
+    area, aspect = image.opencv().INTER_AREA, size[1] / size[0]
+    ratio = 0.8 * aspect, 1.25 * aspect
     if strength == "light":
-        crop = A.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.8, 1.25), interpolation=area)
+        crop = A.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=ratio, interpolation=area)
         return A.Compose([crop, A.HorizontalFlip(p=0.5)])
-    crop = A.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(0.8, 1.25), interpolation=area)
+    crop = A.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=ratio, interpolation=area)
     turn = A.D4(p=1) if size[0] == size[1] else A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
     light = A.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8)
     return A.Compose([crop, turn, light])
