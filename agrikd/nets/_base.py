@@ -60,7 +60,7 @@ class Net(nn.Module):
         """images: float [B, 3, H, W], RGB in [0, 1]; `stages` feature maps are wanted."""
         if images.shape[-2:] != self.input_size:
             images = area_resize(images, self.input_size)
-        return self.answer((images - self.mean) / self.std, stages)
+        return self.answer((images - self.mean).div_(self.std), stages)
 
     def on(self, batch: Batch, stages: int = 0) -> Outputs:
         """The answer to a batch; a net that replays stored answers looks them up by row and view instead."""

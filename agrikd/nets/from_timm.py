@@ -6,6 +6,7 @@ import difflib
 from typing import Any, cast
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from agrikd.errors import InputError, Problem
@@ -20,8 +21,9 @@ class TimmNet(Net):
         config = cast(dict[str, Any], model.pretrained_cfg)
         size = spec.input_size or tuple(config["input_size"][-2:])
         super().__init__(size, spec.mean or config["mean"], spec.std or config["std"], origin)
-        self.model: Any = model
+        self.model: Any = model.to(memory_format=torch.channels_last)  # as the loader's pixels lie
         self.spec = spec
+        self._linear_head = isinstance(self.classifier, nn.Linear)
 
     def answer(self, images: Tensor, stages: int) -> Outputs:
         if stages:
@@ -29,7 +31,8 @@ class TimmNet(Net):
         else:
             last, maps = self.model.forward_features(images), []
         embedding = self.model.forward_head(last, pre_logits=True)
-        return Outputs(self.model.forward_head(last), embedding, tuple(maps))
+        logits = self.classifier(embedding) if self._linear_head else self.model.forward_head(last)
+        return Outputs(logits, embedding, tuple(maps))
 
     @property
     def classifier(self) -> nn.Module:

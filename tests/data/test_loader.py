@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import albumentations
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agrikd import files, image
-from agrikd.data.augment import CLEAN, Augment, Strength, seed_of
+from agrikd.data.augment import CLEAN, Augment, Strength, _transform, seed_of
 from agrikd.data.loader import Batch, Loader, PixelCache, Sampler, Views, cache_folder
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError
@@ -58,6 +60,11 @@ def loader_of(manifest: Manifest, strength: Strength = "field", size: tuple[int,
     return Loader(manifest, cache, Augment(strength, size), torch.arange(rows) % 2, torch.arange(rows) % 3 > 0)
 
 
+def crop_alone(strength: Strength, size: tuple[int, int]) -> Any:
+    """The first step of a view's transform."""
+    return albumentations.Compose([_transform(strength, size).transforms[0]])
+
+
 def fingerprint(pixels: Image) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
@@ -71,16 +78,36 @@ class TestViews:
     @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
     @pytest.mark.parametrize("strength", STRENGTHS)
     def test_a_view_depends_on_the_row_and_the_seed_alone(self, strength: Strength, size: tuple[int, int]) -> None:
-        row, pixels = Row("a.jpg", "x", "train"), photo(0)
+        row, pixels = Row("a.jpg", "x", "train"), photo(0, size[0] * 5 // 4, size[1] * 5 // 4)
         first, second = Augment(strength, size), Augment(strength, size)
         found = [fingerprint(first(pixels, row, view)) for view in range(12)]
-        np.random.default_rng()
         shuffled = [7, 3, 3, 11, 0, 5, 9, 1, 2, 4, 6, 8, 10]
         again = {view: fingerprint(second(pixels, row, view)) for view in shuffled}
         assert [again[view] for view in range(12)] == found
         assert len(set(found)) == (1 if strength == "none" else 12)
         assert first(pixels, row, 3).shape == (*size, 3)
         assert first(pixels, row, 3).dtype == np.uint8
+
+    @pytest.mark.parametrize("size", [(64, 64), (64, 128), (128, 48)])
+    @pytest.mark.parametrize("strength", ["light", "field"])
+    def test_crops_keep_the_shape_of_the_view_within_a_quarter(self, strength: Strength, size: tuple[int, int]) -> None:
+        """Each pixel's red says its row and its green its column, so that a view says what it shows."""
+        height, width = size[0] * 5 // 4, size[1] * 5 // 4
+        down, across = np.linspace(0, 255, height), np.linspace(0, 255, width)
+        pixels = np.dstack([*np.meshgrid(down, across, indexing="ij"), np.zeros((height, width))]).astype(np.uint8)
+        augment = Augment(strength, size)
+        crops = []
+        for view in range(60):
+            augment._local.transform = crop_alone(strength, size)
+            shown = augment(pixels, Row("a.jpg", None, "train"), view).astype(int)
+            crops.append((np.ptp(shown[..., 0]) / 255, np.ptp(shown[..., 1]) / 255))
+        found = np.array(crops)
+        area, stretch = found.prod(1), found[:, 1] / found[:, 0]
+        least = {"light": 0.7, "field": 0.5}[strength]
+        assert least - 0.05 < area.min() < least + 0.1
+        assert area.max() > 0.9
+        assert 0.75 < stretch.min() < 0.9
+        assert 1.1 < stretch.max() < 1.33
 
     def test_global_random_numbers_are_neither_read_nor_moved(self) -> None:
         augment, row = Augment("field", SIZE), Row("a.jpg", "x", "train")
