@@ -86,10 +86,20 @@ class Manifest:
 
 
 def read(path: Path, root: Path | None = None) -> Manifest:
-    """Read and check a manifest; every mistake in one `InputError`, with its line.
+    """Read a manifest to learn from: `load` it, and refuse what would make results dishonest (see `check`).
 
     The photos' paths start from `root`, by default the CSV's folder.
     """
+    return _read(path, root, check)
+
+
+def load(path: Path, root: Path | None = None) -> Manifest:
+    """Read a manifest to look at, or to split anew: mistakes of form are refused, contradictions are not."""
+    return _read(path, root, lambda manifest, where: _repeated(manifest.rows, where))
+
+
+def _read(path: Path, root: Path | None, found: Callable[[Manifest, str], list[Problem]]) -> Manifest:
+    """Every mistake in one `InputError`, with its line; `found` says what is wrong with the rows together."""
     text = files.read_text(path, "make one with: agrikd init FOLDER")
     reader = csv.DictReader(io.StringIO(text))
     try:
@@ -115,16 +125,21 @@ def read(path: Path, root: Path | None = None) -> Manifest:
     if not rows and not problems:
         problems.append(Problem(str(path), "has no rows", "make one with: agrikd init FOLDER"))
     manifest = Manifest(tuple(rows), (root or path.parent).resolve())
-    problems += check(manifest, str(path))
+    problems += found(manifest, str(path))
     if problems:
         raise InputError(problems)
     return manifest
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Write as CSV, whole or not at all."""
+    """Check, then `save`."""
     if problems := check(manifest, str(path)):
         raise InputError(problems)
+    save(manifest, path)
+
+
+def save(manifest: Manifest, path: Path) -> None:
+    """Write as CSV, whole or not at all, contradictions and all."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
