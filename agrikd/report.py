@@ -5,16 +5,15 @@ The page carries all it shows (styles, plots as SVG, thumbnails); it fetches not
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from agrikd import files, image, plots
+from agrikd import files, image, pages, plots
 from agrikd.data.manifest import Manifest
-from agrikd.errors import InputError, MissingExtraError, Problem
+from agrikd.errors import InputError, Problem
 from agrikd.evaluate import Mistake, Report
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TILE = (180, 240)
-_QUALITY = 80
 _EVEN = 1.2
 """Ratios of size or time nearer to one than this are not worth a word."""
 
@@ -90,7 +88,6 @@ def write_report(
     if strange := set(background) - Background.__annotations__.keys():
         raise TypeError(f"write_report knows {sorted(Background.__annotations__)}, not {sorted(strange)}")
     _check(reports)
-    template = _template()
     with plots.drawing():
         history = background.get("history") or []
         page = {
@@ -107,7 +104,7 @@ def write_report(
             "stages": background.get("stages") or [],
             "facts": _facts(reports) | dict(background.get("facts", {})),
         }
-    files.write_text(path, template(**page))
+    files.write_text(path, pages.render("report.html", _FILTERS, **page))
 
 
 def _check(reports: Sequence[tuple[str, Report]]) -> None:
@@ -122,16 +119,6 @@ def _check(reports: Sequence[tuple[str, Report]]) -> None:
     if other:
         wrong = f"{', '.join(other)} and {labels[-1]} were judged on other rows or classes"
         raise InputError(Problem("reports", wrong, "judge them on the same split"))
-
-
-def _template() -> Callable[..., str]:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("jinja2", "train") from None
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "count": _count, "figure": _three_figures, "readable": plots.readable}
-    return environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render
 
 
 def _model(label: str, report: Report, manifest: Manifest) -> _Model:
@@ -161,10 +148,7 @@ def _tile(mistake: Mistake, root: Path, known: set[str]) -> _Tile:
         pixels = image.read(root / mistake.path)
     except InputError as error:
         return _Tile(mistake, "", error.problems[0].wrong)
-    height, width = pixels.shape[:2]
-    scale = min(_TILE[0] / height, _TILE[1] / width)
-    small = image.fit(pixels, (max(round(height * scale), 1), max(round(width * scale), 1)))
-    return _Tile(mistake, "data:image/jpeg;base64," + base64.b64encode(image.encode_jpeg(small, _QUALITY)).decode(), "")
+    return _Tile(mistake, pages.picture(pixels, _TILE), "")
 
 
 def _photos(manifest: Manifest) -> list[tuple[str, int, int]]:
@@ -317,3 +301,11 @@ def _three_figures(value: float) -> str:
 def _count(number: int) -> str:
     """A number of parameters: 1.52 M, or each one below a hundred thousand."""
     return f"{_three_figures(number / 1e6)}\u00a0M" if number >= 100_000 else f"{number:,}".replace(",", "\u00a0")
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "percent": _percent,
+    "count": _count,
+    "figure": _three_figures,
+    "readable": plots.readable,
+}

@@ -33,6 +33,7 @@ FLOORS: dict[str, float] = {
     "nets": 4,
     "data": 3,
     "metrics": 3,
+    "pages": 3,
     "run": 3,
     "console": 2,
     "image": 2,
