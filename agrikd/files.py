@@ -97,6 +97,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def cache_folder() -> Path:
+    """Where decoded pixels and features are kept: $AGRIKD_CACHE, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agrikd"
+    return Path(os.environ.get("AGRIKD_CACHE") or default)
+
+
 def read_text(path: Path, mend: str = "") -> str:
     """A UTF-8 text file; raises `InputError` if it is absent, unreadable (`mend` is the way out) or not text."""
     try:

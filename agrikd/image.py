@@ -42,7 +42,7 @@ def decode(data: bytes, where: str) -> Image:
     """
     if not data:
         raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
-    if _is_cut_short(data):
+    if is_cut_short(data):
         raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
     if (size := _declared_size(data))[0] * size[1] > MAX_PIXELS:
         raise _too_large(where, size)
@@ -149,7 +149,7 @@ def _too_large(where: str, size: Sequence[int]) -> InputError:
     return InputError(Problem(where, f"has {size[1]} × {size[0]} pixels", "shrink it first"))
 
 
-def _is_cut_short(data: bytes) -> bool:
+def is_cut_short(data: bytes) -> bool:
     """OpenCV fills the lost part of a cut JPEG or PNG with grey and says nothing: look for the end mark.
 
     What follows it is not looked at: a phone's motion photo carries a film there.

@@ -17,6 +17,8 @@ FLOORS: dict[str, float] = {
     "cli": 11,
     "demo": 10,
     "compare": 9.5,
+    "check": 9,
+    "checkup": 9.5,
     "crossfit": 9,
     "judge": 9,
     "teach": 9,
@@ -112,7 +114,19 @@ def test_files_and_functions_are_short() -> None:
 
 def _verbs(path: Path) -> set[str]:
     """The functions that a cli file registers."""
-    names = {"doctor", "init", "synth", "teach", "distill", "calibrate", "evaluate", "compare", "export_onnx"}
+    names = {
+        "doctor",
+        "init",
+        "synth",
+        "check",
+        "split",
+        "teach",
+        "distill",
+        "calibrate",
+        "evaluate",
+        "compare",
+        "export_onnx",
+    }
     return names | {"predict", "demo"} if path.name != "_options.py" else set()
 
 
@@ -168,7 +182,7 @@ def test_the_base_install_runs(base: Path, words: list[str]) -> None:
 
 def test_doctor_names_the_install_command(base: Path) -> None:
     done = subprocess.run([base / "agrikd", "doctor"], check=True, capture_output=True, text=True)
-    assert done.stdout.count("[missing]") == 7 and "'agrikd[export,train]'" in done.stdout
+    assert done.stdout.count("[missing]") == 8 and "'agrikd[export,train]'" in done.stdout
 
 
 def test_the_base_install_says_what_a_verb_lacks(base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,19 @@ import typer
 
 from agrikd import console
 from agrikd.cli._options import AsJson, show
+from agrikd.errors import InputError, Problem
+
+_CARD = ("name", "task", "licence", "to download")
 
 
 def register(app: typer.Typer) -> None:
+    """`init`, and the verbs of `data`."""
     app.command()(init)
     group = typer.Typer(no_args_is_help=True, help="Make and look at datasets.")
+    group.command()(get)
     group.command()(synth)
+    group.command()(check)
+    group.command()(split)
     app.add_typer(group, name="data")
 
 
@@ -38,6 +46,48 @@ def init(
     console.say(f"next: agrikd teach {made.recipe}")
 
 
+def get(
+    name: Annotated[str | None, typer.Argument(help="A dataset's card; without one, all are listed.")] = None,
+    to: Annotated[Path | None, typer.Option(help="A new folder (default: the card's, under $AGRIKD_DATA).")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask: I have read the licence.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the cards.")] = False,
+    cards: Annotated[Path | None, typer.Option(help="A folder of other cards (YAML).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download a public dataset: what it is and may be used for is shown first. The same command goes on after a stop.
+
+    Example: agrikd data get ibean --to photos/ibean
+    """
+    from agrikd.data import cards as stored
+    from agrikd.data import download
+
+    if listed or name is None:
+        known = [(c.name, c.task, c.licence, download.size_of(c)) for c in stored.all_cards(cards)]
+        show(as_json, [dict(zip(_CARD, row, strict=True)) for row in known], "Dataset cards", _CARD, known)
+        return
+    plan = download.plan(stored.card(name, cards), to)
+    for line in plan.lines():
+        console.say(line)
+    _agree(yes or plan.there)
+    got = download.get(plan)
+    value = {"folder": str(plan.folder), **got.model_dump(), "next": plan.next}
+    rows = [("folder", str(plan.folder)), ("files", f"{got.files:,}"), ("size", download.size(got.bytes))]
+    show(as_json, value, plan.card.name, ("", ""), rows)
+    console.say(f"next: {plan.next}")
+
+
+def _agree(yes: bool) -> None:
+    """Ask, on stderr; raises `InputError` where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        mend = "read the licence above, then add --yes"
+        raise InputError(Problem("data get", "asks before it downloads, and there is no terminal to ask at", mend))
+    if not typer.confirm("Download it?", err=True):
+        console.say("nothing was downloaded")
+        raise typer.Exit(1)
+
+
 def synth(
     out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     seed: Annotated[int, typer.Option()] = 0,
@@ -45,19 +95,74 @@ def synth(
     per_class: Annotated[int, typer.Option(help="Labelled training pictures a class.")] = 20,
     unlabelled: Annotated[int, typer.Option(help="Training pictures without a label.")] = 300,
     test_per_class: Annotated[int, typer.Option()] = 40,
+    defects: Annotated[bool, typer.Option("--defects", help="Plant defects, and say which in defects.json.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a synthetic leaf dataset: for trying and testing, it says nothing about real plants.
 
     Example: agrikd data synth leaves --per-class 20
     """
+    from agrikd.data.defects import DefectConfig, write_spoilt
     from agrikd.data.synthetic import SyntheticConfig, write_dataset
 
     config = SyntheticConfig(
         seed, size, train_per_class=per_class, unlabelled=unlabelled, test_per_class=test_per_class
     )
     with console.job("draw leaves") as progress:
-        manifest = write_dataset(out, config, progress)
+        if defects:
+            manifest = write_spoilt(out, config, DefectConfig(seed), progress)
+        else:
+            manifest = write_dataset(out, config, progress)
     drawn = {split: sum(row.split == split for row in manifest.rows) for split in ("train", "val", "test")}
     rows = [(split, str(n)) for split, n in drawn.items()]
     show(as_json, {"manifest": str(out / "manifest.csv"), **drawn}, f"{out} (synthetic)", ("split", "pictures"), rows)
+
+
+def split(
+    manifest: Annotated[Path, typer.Argument(help="A manifest; it is not changed.", show_default=False)],
+    by: Annotated[str, typer.Option(help="stratified, group (every photo must have one) or season.")] = "stratified",
+    train: Annotated[float | None, typer.Option(help="Share of each class (default: 0.7).")] = None,
+    val: Annotated[float | None, typer.Option(help="(default: 0.1; by season 0, of what does not judge)")] = None,
+    test: Annotated[float | None, typer.Option(help="(default: 0.2)")] = None,
+    test_season: Annotated[list[str] | None, typer.Option(help="A season that is test, whole.")] = None,
+    val_season: Annotated[list[str] | None, typer.Option(help="A season that is val, whole.")] = None,
+    keep_together: Annotated[Path | None, typer.Option(help="Findings whose duplicates stay together.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw; the order of the rows has no part in it.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="(default: MANIFEST-split.csv beside it)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a new manifest with new splits; one plant's photos, copies and known duplicates stay together.
+
+    Example: agrikd data split manifest.csv --by season --test-season 2026
+    """
+    from agrikd.data.resplit import SplitConfig, resplit
+
+    seasons = tuple(test_season or ()), tuple(val_season or ())
+    made = resplit(manifest, SplitConfig(by, train, val, test, *seasons, seed), out, keep_together)
+    for sentence in made.assumptions:
+        console.say(f"· {sentence}")
+    show(as_json, made.to_json(), str(made.manifest), ("class", "train", "val", "test"), made.rows)
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="A manifest, or a folder of photos.", show_default=False)],
+    root: Annotated[Path | None, typer.Option(help="Where the manifest's paths start (default: its folder).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of check.html and check.json (default: beside it).")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a manifest without what makes figures untrue.")] = None,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Look for wrong labels (takes longest).")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what makes results untrue: broken files, copies, torn groups, wrong labels, short cuts.
+
+    Ends with exit code 1 where training on it would be dishonest. Example: agrikd data check photos --fix honest.csv
+    """
+    from agrikd import checkup
+
+    done = checkup.run(data, root, out, fix, labels)
+    for sentence in (*done.checkup.not_checked, *done.said):
+        console.say(f"· {sentence}")
+    columns = ("finding", "times", "", "what to do")
+    show(as_json, done.checkup.to_json(), checkup.verdict(done.checkup), columns, done.rows)
+    console.say(f"look: {done.page}")
+    if not done.checkup.honest:
+        raise typer.Exit(1)

@@ -12,7 +12,8 @@ _LAB = {"torch": "train", "timm": "train", "albumentations": "train", "cv2": "tr
 _REPORT = {"matplotlib": "train", "jinja2": "train"}
 _EXPORT = {"onnx": "export", "onnxruntime": "export"}
 _NEEDS = {
-    "init, data": {"cv2": "train"},
+    "init, data synth, data split": {"cv2": "train"},
+    "data check, data show": {**_LAB, **_REPORT, "sklearn": "check", "cleanlab": "check", "PIL": "check"},
     "teach, distill": _LAB,
     "evaluate, calibrate, compare": {**_LAB, **_REPORT},
     "export": {**_LAB, **_EXPORT},

@@ -6,13 +6,11 @@ Everything is a pure function of (seed, step): a killed run draws the same batch
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,7 +65,7 @@ class PixelCache:
         identity = [row.sha256 or row.path for row in manifest.rows[: self.held]]
         root = "" if all(row.sha256 for row in manifest.rows) else str(manifest.root)
         key = files.digest([identity, root, self.slot, fit, image.opencv().__version__])
-        self._path = cache_folder() / "pixels" / f"{key[:32]}.u8"
+        self._path = files.cache_folder() / "pixels" / f"{key[:32]}.u8"
         self._pixels: NDArray[np.uint8] | None = None
         self._opening = threading.Lock()
 
@@ -172,12 +170,6 @@ class Sampler:
         rng = np.random.default_rng((self.seed, 3, step))
         views = rng.integers(0, self.views or 2**31, len(rows))
         return [(row, int(view)) for row, view in zip(rows, views, strict=True)]
-
-
-def cache_folder() -> Path:
-    """Where decoded pixels and features are kept: $AGRIKD_CACHE, else the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agrikd"
-    return Path(os.environ.get("AGRIKD_CACHE") or default)
 
 
 def _round_robin(pool: tuple[int, ...], n: int, step: int, key: tuple[int, int]) -> list[int]:

@@ -70,6 +70,20 @@ def from_folder(folder: Path, seed: int = 0, progress: Progress | None = None) -
     Returns the manifest, its paths relative to `folder`, and the assumptions made, as sentences. One file is in
     memory at a time. Raises `InputError` with all problems.
     """
+    return _finish(_walk(folder), seed, progress)
+
+
+def survey(folder: Path) -> Manifest:
+    """What `from_folder` begins with: nothing hashed or left out. A photo whose split is not given stands in train."""
+    _require_photos(found := _walk(folder))
+    if found.problems:
+        raise InputError(found.problems)
+    rows = (replace(row, split=row.split or "train") for row in sorted(found.rows, key=lambda row: row.path))
+    return Manifest(tuple(rows), found.root)
+
+
+def _walk(folder: Path) -> _Found:
+    """The rows of `folder`, by its folders' names."""
     if not folder.is_dir():
         raise InputError(Problem(str(folder), "there is no such folder", "give the folder that holds the photos"))
     found = _Found(folder.resolve())
@@ -86,7 +100,7 @@ def from_folder(folder: Path, seed: int = 0, progress: Progress | None = None) -
         astray = [name for name in folders if name not in (*given, *special) and _pictures(found, PurePosixPath(name))]
         for name in astray + photos:
             found.wrong(name, f"stands beside {_names(given)}", "move it into one of them, or into 'unlabelled'")
-    return _finish(found, seed, progress)
+    return found
 
 
 def from_csv(
@@ -247,8 +261,7 @@ def _is_file(path: Path) -> bool:
 def _finish(found: _Found, seed: int, progress: Progress | None) -> tuple[Manifest, list[str]]:
     """Hash the photos, drop copies, draw the splits that were not given; raise all problems at once."""
     found.rows.sort(key=lambda row: row.path)
-    if not found.rows and not found.problems:
-        found.wrong("", "holds no photos", f"expected {_names(image.SUFFIXES)}")
+    _require_photos(found)
     _hash(found, progress)
     _drop_copies(found)
     _check_rows(found)
@@ -268,6 +281,11 @@ def _finish(found: _Found, seed: int, progress: Progress | None) -> tuple[Manife
     if found.loops:
         found.said.append(f"skipped {found.loops} links back into a folder already seen")
     return made, found.said
+
+
+def _require_photos(found: _Found) -> None:
+    if not found.rows and not found.problems:
+        found.wrong("", "holds no photos", f"expected {_names(image.SUFFIXES)}")
 
 
 def _hash(found: _Found, progress: Progress | None) -> None:

@@ -27,19 +27,22 @@ class _Unit:
     rank: tuple[str, str]
 
 
-def stratified(manifest: Manifest, shares: Mapping[str, float], seed: int) -> Manifest:
+def stratified(
+    manifest: Manifest, shares: Mapping[str, float], seed: int, together: Sequence[tuple[str, str]] = ()
+) -> Manifest:
     """Assign a split to every row, of each class as near to `shares` as its groups allow.
 
-    shares: of each split, together 1, e.g. {"train": 0.7, "val": 0.1, "test": 0.2}. Rows of one group, and
-    copies (equal sha256), stay together. A row without a label goes to train, the only split that may hold it;
-    where its group went to val or test it is left out of the result, since there it would give the test away.
+    shares: of each split, together 1, e.g. {"train": 0.7, "val": 0.1, "test": 0.2}. Rows of one group, copies
+    (equal sha256) and the pairs of paths in `together` stay together. A row without a label goes to train, the only
+    split that may hold it; where its group went to val or test it is left out of the result, since there it would
+    give the test away.
     Rows of `NOT_A_PLANT` go to val and test only, and whatever shares a group with one goes with it.
     Raises `InputError` naming each class that cannot have a row in every split with a share above 0.
     """
     if not set(shares) <= set(SPLITS) or min(shares.values(), default=0) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"the shares are {dict(shares)}, expected shares of {', '.join(SPLITS)} that sum to 1")
     wanted = {split: shares[split] for split in SPLITS if shares.get(split, 0) > 0}
-    units = [unit for unit in _units(manifest.rows, seed) if unit.classes]
+    units = [unit for unit in _units(manifest.rows, seed, together) if unit.classes]
     if len(wanted) == 1 and "train" in wanted and (strange := _totals(units).get(NOT_A_PLANT)):
         wrong = f"has {strange} rows, and there is no val or test to hold them"
         raise InputError(Problem(f"class {NOT_A_PLANT!r}", wrong, "give val or test a share, or take them out"))
@@ -52,6 +55,70 @@ def stratified(manifest: Manifest, shares: Mapping[str, float], seed: int) -> Ma
     split_of = {row: split for unit, split in zip(units, dealt, strict=True) for row in unit.rows}
     rows = [replace(row, split=split_of.get(i, "train")) for i, row in enumerate(manifest.rows)]
     return Manifest(tuple(row for row in rows if row.target is not None or row.split == "train"), manifest.root)
+
+
+def by_season(
+    manifest: Manifest,
+    seasons: Mapping[str, str],
+    val_share: float,
+    seed: int,
+    together: Sequence[tuple[str, str]] = (),
+) -> Manifest:
+    """Let whole seasons judge and the rest train; a group, copies and the pairs of `together` are never torn apart.
+
+    seasons: the split (val or test) of each season that judges, e.g. {"2026": "test"}. val_share: how much of the
+    rest goes to val, drawn as `stratified` draws; 0 for none. A row without a season goes where its group goes, else
+    it trains; a picture of no plant without one goes to test. Left out of the result are rows without a label that
+    would judge and, where no val share is asked for, pictures of no plant that would train.
+    Raises `InputError` with all of `season_mistakes`, or those of `stratified` for the val share.
+    """
+    if not set(seasons.values()) <= {"val", "test"}:
+        raise ValueError(f"the seasons go to {dict(seasons)}, expected val or test")
+    if problems := season_mistakes(manifest, seasons, together):
+        raise InputError(problems)
+    rows = manifest.rows
+    split_of, rest = {}, []
+    for unit in _units(rows, seed, together):
+        alone = "test" if set(unit.classes) == {NOT_A_PLANT} else "train"
+        split = next(iter(_first_of_split(unit, rows, seasons)), alone)
+        if split == "train":
+            rest += [rows[i] for i in unit.rows]
+        else:
+            split_of.update({rows[i].path: split for i in unit.rows if rows[i].target is not None})
+    if val_share:
+        shares = {"train": 1 - val_share, "val": val_share}
+        drawn = stratified(Manifest(tuple(rest), manifest.root), shares, seed, together).rows
+        split_of.update({row.path: row.split for row in drawn})
+    else:
+        split_of.update({row.path: "train" for row in rest if row.target != NOT_A_PLANT})
+    kept = tuple(replace(row, split=split_of[row.path]) for row in rows if row.path in split_of)
+    return Manifest(kept, manifest.root)
+
+
+def season_mistakes(
+    manifest: Manifest, seasons: Mapping[str, str], together: Sequence[tuple[str, str]] = ()
+) -> list[Problem]:
+    """Why `by_season` cannot be: unknown seasons, what they would tear apart, empty splits, classes nobody learns."""
+    rows = manifest.rows
+    known = sorted({row.season for row in rows} - {""})
+    mend = f"the seasons are {', '.join(known)}" if known else "no photo has a season: fill the column season"
+    problems = [Problem(f"season {name!r}", "no photo has it", mend) for name in seasons if name not in known]
+    plants: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for unit in _units(rows, 0, together):
+        first = _first_of_split(unit, rows, seasons)
+        plants[next(iter(first), "train")].update(unit.classes)
+        if len(first) > 1:
+            problems.append(_torn(*list(first.values())[:2]))
+    if problems:
+        return problems
+    mend = "label more photos, or choose other seasons"
+    empty = [split for split in sorted({"train", *seasons.values()}) if not plants[split].keys() - {NOT_A_PLANT}]
+    problems = [Problem(f"split {split}", "would hold no labelled photo of a plant", mend) for split in empty]
+    if "train" not in empty:
+        mend = "let another season judge, or leave the class out"
+        absent = [name for name in manifest.classes if name not in plants["train"]]
+        problems += [Problem(f"class {name!r}", "no photo of it would be left in train", mend) for name in absent]
+    return problems
 
 
 def subset(manifest: Manifest, labels_per_class: int | None, seed: int) -> Manifest:
@@ -120,8 +187,9 @@ def folds(
     return fold_of
 
 
-def _units(rows: Sequence[Row], seed: int) -> list[_Unit]:
-    """Rows joined by a common group or a common sha256, directly or through others; the order is drawn by `seed`."""
+def _units(rows: Sequence[Row], seed: int, together: Sequence[tuple[str, str]] = ()) -> list[_Unit]:
+    """Rows joined by a common group, a common sha256 or a pair of paths, directly or through others; the order is
+    drawn by `seed`. A pair of which one is no row joins nothing."""
     parent = list(range(len(rows)))
 
     def top(i: int) -> int:
@@ -134,6 +202,10 @@ def _units(rows: Sequence[Row], seed: int) -> list[_Unit]:
         for key in (("group", row.group), ("sha256", row.sha256)):
             if key[1]:
                 parent[top(i)] = top(first.setdefault(key, i))
+    at = {row.path: i for i, row in enumerate(rows)}
+    for one, other in together:
+        if one in at and other in at:
+            parent[top(at[one])] = top(at[other])
     joined = defaultdict(list)
     for i in range(len(rows)):
         joined[top(i)].append(i)
@@ -146,6 +218,24 @@ def _units(rows: Sequence[Row], seed: int) -> list[_Unit]:
         for members in joined.values()
     ]
     return sorted(units, key=lambda unit: unit.rank)
+
+
+def _first_of_split(unit: _Unit, rows: Sequence[Row], seasons: Mapping[str, str]) -> dict[str, Row]:
+    """The splits that the seasons of a unit's rows give it, each with its first row; none where no season is known."""
+    found: dict[str, Row] = {}
+    for row in sorted((rows[i] for i in unit.rows), key=lambda row: row.path):
+        if row.season:
+            found.setdefault(seasons.get(row.season, "train"), row)
+    return found
+
+
+def _torn(one: Row, other: Row) -> Problem:
+    mend = "let both seasons judge, or correct the season"
+    if one.group and one.group == other.group:
+        wrong = f"stands in the seasons {one.season} and {other.season}; see {one.path} and {other.path}"
+        return Problem(f"group {one.group!r}", wrong, mend)
+    wrong = f"belong together (a group, a copy or a duplicate) and stand in the seasons {one.season} and {other.season}"
+    return Problem(f"{one.path} and {other.path}", wrong, mend)
 
 
 def _rank(row: Row, seed: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agrikd import console, files
 from agrikd.data.augment import CLEAN
-from agrikd.data.loader import Batch, Loader, cache_folder
+from agrikd.data.loader import Batch, Loader
 from agrikd.errors import InputError, Problem
 from agrikd.nets._base import Net, Outputs
 from agrikd.nets.from_timm import TimmNet
@@ -39,7 +39,7 @@ class FeatureStore:
         with torch.inference_mode():
             dimensions = _check_linear(net)
         shape = (len(loader.manifest.rows), views + 1, dimensions)
-        folder = cache_folder() / "features" / _key(net, loader, views)[:32]
+        folder = files.cache_folder() / "features" / _key(net, loader, views)[:32]
         if not folder.exists():
             with files.replacing_folder(folder) as temporary:
                 _sparse(temporary / "values.f16", 2 * math.prod(shape))
@@ -57,7 +57,7 @@ class FeatureStore:
         draws = ([(row, seed) for seed in seeds] for row in missing)
         batches = self.loader.ahead(iter(draws), 1)
         with torch.inference_mode(), files.storage_errors(self._path), self._path.open("r+b") as out:
-            for row, batch in zip(missing, console.track(batches, "teacher's features", len(missing)), strict=True):
+            for row, batch in zip(missing, console.track(batches, "features", len(missing)), strict=True):
                 values = self.net.on(batch).embedding.numpy().astype(np.float16)
                 out.seek(row * values.nbytes)
                 out.write(values.tobytes())

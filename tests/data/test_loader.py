@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from agrikd import files, image
 from agrikd.data.augment import CLEAN, Augment, Strength, _transform, seed_of
-from agrikd.data.loader import Batch, Loader, PixelCache, Sampler, Views, cache_folder
+from agrikd.data.loader import Batch, Loader, PixelCache, Sampler, Views
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError
 from agrikd.types import Image
@@ -325,12 +325,12 @@ class TestPixelCache:
         assert PixelCache(replace(manifest, root=elsewhere), SIZE, "stretch", 8)._path == keys[0]
 
     def test_where_the_cache_is(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert cache_folder() == cache
+        assert files.cache_folder() == cache
         monkeypatch.delenv("AGRIKD_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-        assert cache_folder() == Path("/caches/agrikd")
+        assert files.cache_folder() == Path("/caches/agrikd")
         monkeypatch.delenv("XDG_CACHE_HOME")
-        assert cache_folder() == Path.home() / ".cache" / "agrikd"
+        assert files.cache_folder() == Path.home() / ".cache" / "agrikd"
 
 
 samplers = st.builds(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, Manifest, Row
-from agrikd.data.splits import folds, stratified, subset
+from agrikd.data.splits import by_season, folds, season_mistakes, stratified, subset
 from agrikd.errors import InputError
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -156,6 +156,186 @@ class TestStratified:
     def test_shares_must_be_shares(self, shares):
         with pytest.raises(ValueError, match="the shares are"):
             stratified(made(rows_of({"a": 9})), shares, 0)
+
+
+Pairs = list[tuple[str, str]]
+SEASONS = {"2026": "test"}
+
+
+def linked(manifest: Manifest, pairs: Pairs) -> list[set[str]]:
+    """The paths of every two rows that share a group or a sha256, or are a pair: by looking at all of them."""
+    named = {frozenset(pair) for pair in pairs}
+    return [
+        {one.path, other.path}
+        for at, one in enumerate(manifest.rows)
+        for other in manifest.rows[:at]
+        if (one.group and one.group == other.group)
+        or (one.sha256 and one.sha256 == other.sha256)
+        or frozenset((one.path, other.path)) in named
+    ]
+
+
+def assert_whole(before: Manifest, after: Manifest, pairs: Pairs) -> None:
+    """No link is torn; what is left out of the result is never labelled."""
+    found = placed(after)
+    for link in linked(before, pairs):
+        assert len({found[path][1] for path in link if path in found}) <= 1
+    assert all(row.path in found for row in before.rows if row.target not in (None, NOT_A_PLANT))
+
+
+def shuffled(manifest: Manifest, pairs: Pairs, shuffler: random.Random) -> tuple[Manifest, Pairs]:
+    rows, turned = list(manifest.rows), [pair[::-1] for pair in pairs]
+    shuffler.shuffle(rows)
+    shuffler.shuffle(turned)
+    return made(rows), turned
+
+
+@st.composite
+def paired(draw: st.DrawFn) -> tuple[Manifest, Pairs]:
+    """Rows in groups and copies, and pairs among those that need not stand alone; some pairs name no row."""
+    manifest = draw(grouped())
+    some = st.integers(9, len(manifest.rows) + 1).map("{}.jpg".format)
+    return manifest, draw(st.lists(st.tuples(some, some), max_size=12))
+
+
+@st.composite
+def seasonal(draw: st.DrawFn) -> tuple[Manifest, Pairs]:
+    """Rows of three seasons and none. A group, a copy or a pair keeps to one season, or to 2024, 2025 and none."""
+    rows = [
+        Row(f"{name}{i}.jpg", name, "train", season="2024", sha256=f"own{name}{i}") for name in "abc" for i in "xyz"
+    ]
+    cell = st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["", "2024", "2025", "2026"]))
+    drawn = draw(st.lists(st.tuples(cell, st.integers(0, 4), st.integers(0, 4)), max_size=30))
+    for i, ((target, season), group, copy) in enumerate(drawn):
+        era = "new" if season == "2026" else "old"
+        names = f"{era}g{group}" if group else "", f"{era}s{copy}" if copy else f"own{i}"
+        rows.append(Row(f"{i}.jpg", target, "train", names[0], season, names[1]))
+    rows.append(Row("judge.jpg", "a", "train", season="2026"))
+    eras = [[row.path for row in rows[9:] if (row.season == "2026") == new] for new in (True, False)]
+    pairs = [
+        draw(st.lists(st.tuples(st.sampled_from(paths), st.sampled_from(paths)), max_size=4)) for paths in eras if paths
+    ]
+    return made(rows), [pair for some in pairs for pair in some]
+
+
+class TestTogether:
+    def test_a_chain_of_group_copy_and_pair_stays_together(self):
+        rows = rows_of({"a": 40})
+        rows[0] = replace(rows[0], group="plant")
+        rows[1] = replace(rows[1], group="plant", sha256="copy")
+        rows[2] = replace(rows[2], sha256="copy")
+        pairs = [(rows[2].path, rows[3].path), (rows[4].path, rows[3].path)]
+        for seed in range(8):
+            found = placed(stratified(made(rows), SHARES, seed, pairs))
+            assert len({found[row.path][1] for row in rows[:5]}) == 1
+
+    def test_without_pairs_nothing_changes_and_a_pair_of_strangers_joins_nothing(self):
+        rows = made(rows_of({"a": 40, "b": 30}))
+        strangers = [("absent.jpg", rows.rows[0].path), (rows.rows[1].path, "absent.jpg")]
+        assert stratified(rows, SHARES, 3, strangers).rows == stratified(rows, SHARES, 3).rows
+
+    def test_pairs_that_leave_too_few_units_are_an_error_of_the_class(self):
+        rows = rows_of({"a": 4, "b": 9})
+        with pytest.raises(InputError, match="class 'a': has 4 labelled rows in 2 groups that stay together"):
+            stratified(made(rows), SHARES, 0, [(rows[0].path, rows[1].path), (rows[1].path, rows[2].path)])
+
+    @QUICK
+    @given(paired(), st.integers(0, 9), st.randoms(use_true_random=False))
+    def test_no_link_is_torn_and_order_does_not_matter(self, drawn, seed: int, shuffler: random.Random):
+        manifest, pairs = drawn
+        found = stratified(manifest, SHARES, seed, pairs)
+        assert_whole(manifest, found, pairs)
+        assert all(set(counts(found, split)) >= set(manifest.classes) for split in SHARES)
+        again, turned = shuffled(manifest, pairs, shuffler)
+        assert placed(stratified(again, SHARES, seed, turned)) == placed(found)
+
+
+class TestBySeason:
+    def rows(self) -> list[Row]:
+        return [
+            replace(row, path=f"{season}/{row.path}", sha256=season + row.sha256, season=season)
+            for season in ("2024", "2025", "2026")
+            for row in rows_of({"a": 10, "b": 10, None: 4})
+        ]
+
+    def test_the_named_season_judges_whole_and_the_rest_trains(self):
+        found = by_season(made(self.rows()), SEASONS, 0, 0)
+        assert counts(found, "test") == {"a": 10, "b": 10}
+        assert counts(found, "train") == {"a": 20, "b": 20, None: 8}
+        assert not counts(found, "val")
+        assert {row.season for row in found.rows if row.split == "test"} == {"2026"}
+
+    def test_a_val_share_is_drawn_from_what_does_not_judge(self):
+        found = by_season(made(self.rows()), SEASONS, 0.2, 0)
+        assert counts(found, "val") == {"a": 4, "b": 4}
+        assert counts(found, "test") == {"a": 10, "b": 10}
+        assert "2026" not in {row.season for row in found.rows if row.split != "test"}
+
+    def test_a_season_may_be_val(self):
+        found = by_season(made(self.rows()), {"2026": "test", "2025": "val"}, 0, 0)
+        assert [counts(found, split)["a"] for split in manifests.SPLITS] == [10, 10, 10]
+
+    def test_a_row_without_a_season_follows_its_group_else_it_trains(self):
+        rows = [*self.rows(), Row("x", "a", "train", "g"), Row("y", "a", "train", "g", "2026"), Row("z", "a", "test")]
+        found = placed(by_season(made(rows), SEASONS, 0, 0))
+        assert (found["x"][1], found["y"][1], found["z"][1]) == ("test", "test", "train")
+
+    def test_what_is_not_a_plant_never_trains(self):
+        strange = [Row(f"n{season}", NOT_A_PLANT, "test", season=season) for season in ("", "2024", "2026")]
+        rows = made([*self.rows(), *strange])
+        found = placed(by_season(rows, SEASONS, 0, 0))
+        assert (found["n"][1], found["n2026"][1], "n2024" in found) == ("test", "test", False)
+        found = placed(by_season(rows, SEASONS, 0.2, 0))
+        assert (found["n"][1], found["n2024"][1]) == ("test", "val")
+
+    def test_what_the_seasons_would_tear_apart_is_named(self):
+        rows = self.rows()
+        rows[0] = replace(rows[0], group="plot 7")
+        rows[-5] = replace(rows[-5], group="plot 7")
+        rows[1] = replace(rows[1], sha256=rows[-6].sha256)
+        pairs = [(rows[2].path, rows[-7].path), (rows[3].path, rows[30].path)]
+        said = {(problem.where, problem.wrong) for problem in season_mistakes(made(rows), SEASONS, pairs)}
+        linked = "belong together (a group, a copy or a duplicate) and stand in the seasons 2024 and 2026"
+        assert said == {
+            ("group 'plot 7'", f"stands in the seasons 2024 and 2026; see {rows[0].path} and {rows[-5].path}"),
+            (f"{rows[1].path} and {rows[-6].path}", linked),
+            (f"{rows[2].path} and {rows[-7].path}", linked),
+        }
+        with pytest.raises(InputError, match="let both seasons judge"):
+            by_season(made(rows), SEASONS, 0, 0, pairs)
+
+    def test_unknown_seasons_are_named_with_those_there_are(self):
+        problems = season_mistakes(made(self.rows()), {"2027": "test", "26": "val"})
+        assert [problem.where for problem in problems] == ["season '2027'", "season '26'"]
+        assert problems[0].mend == "the seasons are 2024, 2025, 2026"
+        (problem,) = season_mistakes(made(rows_of({"a": 3})), SEASONS)
+        assert problem.mend == "no photo has a season: fill the column season"
+
+    def test_empty_splits_and_classes_nobody_learns_are_named(self):
+        rows = [*self.rows(), Row("c", "c", "train", season="2026"), Row("d", "d", "train", season="2026")]
+        assert [p.where for p in season_mistakes(made(rows), SEASONS)] == ["class 'c'", "class 'd'"]
+        every = dict.fromkeys(("2024", "2025", "2026"), "test")
+        assert [p.where for p in season_mistakes(made(rows), every)] == ["split train"]
+        bare = [row for row in rows if row.target is None or row.season != "2026"]
+        assert [p.where for p in season_mistakes(made(bare), SEASONS)] == ["split test"]
+
+    def test_a_season_cannot_train(self):
+        with pytest.raises(ValueError, match="expected val or test"):
+            by_season(made(self.rows()), {"2026": "train"}, 0, 0)
+
+    @QUICK
+    @given(seasonal(), st.sampled_from([0.0, 0.3]), st.integers(0, 9), st.randoms(use_true_random=False))
+    def test_properties(self, drawn, val_share: float, seed: int, shuffler: random.Random):
+        manifest, pairs = drawn
+        found = by_season(manifest, SEASONS, val_share, seed, pairs)
+        assert_whole(manifest, found, pairs)
+        for row in found.rows:
+            assert row.season != "2026" or row.split == "test"
+            assert row.season not in ("2024", "2025") or row.split != "test"
+            assert row.target is not None or row.split == "train"
+        assert set(counts(found, "train")) >= set(manifest.classes)
+        again, turned = shuffled(manifest, pairs, shuffler)
+        assert placed(by_season(again, SEASONS, val_share, seed, turned)) == placed(found)
 
 
 def labels(manifest: Manifest, split: str = "train") -> dict[str, set[str]]:

