@@ -1,4 +1,4 @@
-"""The plots of a report, each as an SVG element that stands in a page and takes the page's colours and font."""
+"""The plots of the pages, each as an SVG element that stands in a page and takes the page's colours and font."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from agrikd import files, metrics
 from agrikd.errors import MissingExtraError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 _NAMED_COLUMNS = 8
 """With more classes the matrix numbers its columns: names would not fit over them."""
-_LONGEST_NAME, _LONGEST_NUMBERED = 26, 30
+_LONGEST_NAME, _LONGEST_NUMBERED, _LONGEST_ALONE = 26, 30, 48
 _PHONE = 430
 """A matrix wider than this keeps its size on a narrow screen, where it scrolls: shrunk, it could not be read."""
 
@@ -234,6 +236,54 @@ def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: 
     axes.set(xlabel="step", ylabel=words)
     figure.legend(loc="outside upper left", ncols=4, fontsize=11)
     return _svg(figure, f"Training, {words}: {'; '.join(ends)}")
+
+
+def counts(classes: Mapping[str, Mapping[str, int]]) -> Markup:
+    """How many photos of each class each split holds; a split has its own scale, so that shares can be compared."""
+    splits = list(dict.fromkeys(split for each in classes.values() for split in each))
+    figure = _figure(336, 36 + 38 * len(classes))
+    columns = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+    places = range(len(classes))
+    for axes, split in zip(columns, splits, strict=True):
+        found = [each.get(split, 0) for each in classes.values()]
+        bars = axes.barh([place + 0.16 for place in places], found, height=0.36, color=_ACCENT)
+        axes.bar_label(bars, [f"{n:,}" for n in found], padding=4, fontsize=11)
+        axes.set_title(f"{split} · {sum(found):,}", loc="left", fontsize=12, color=_MUTED)
+        axes.set(xlim=(0, 1.5 * max(*found, 1)), ylim=(len(classes) - 0.5, -0.5), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for place, name in enumerate(classes):
+        columns[0].text(0, place - 0.2, _shortened(readable(name), _LONGEST_ALONE), va="center", in_layout=False)
+    said = [f"{name} {', '.join(f'{split} {n}' for split, n in each.items())}" for name, each in classes.items()]
+    return _svg(figure, f"Photos of each class: {'; '.join(said)}")
+
+
+def spreads(what: str, values: Mapping[str, Sequence[float]], reach: tuple[float, float]) -> Markup:
+    """A measure's histogram in each split, one above the other: the share of its photos, and their median."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    (low, high), bins = reach, 24
+    steep = 0 < 8 * low < high
+    edges = np.geomspace(low, high, bins + 1) if steep else np.linspace(low, high, bins + 1)
+    figure = _figure(300, 44 + 72 * len(values))
+    column = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    said = []
+    for axes, (split, found) in zip(column, values.items(), strict=True):
+        middle = float(np.median(found))
+        axes.hist(
+            np.clip(found, edges[0], edges[-1]), edges, weights=np.full(len(found), 1 / len(found)), color=_ACCENT
+        )
+        axes.axvline(middle, color=_AMBER, linestyle="--", linewidth=1.8)
+        axes.set_title(f"{split} · {len(found):,}", loc="left", fontsize=12)
+        axes.set(yticks=[])
+        axes.spines["left"].set_visible(False)
+        said.append(f"{split}, median {middle:.3g} of {len(found)} photos")
+    column[-1].set(xlabel=what, xlim=(edges[0], edges[-1]))
+    if steep:
+        column[-1].set_xscale("log")
+    column[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if steep else MaxNLocator(5))
+    column[-1].xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+    column[-1].xaxis.set_minor_formatter(lambda *_: "")
+    return _svg(figure, f"{what.capitalize()}: {'; '.join(said)}")
 
 
 def readable(name: str) -> str:

@@ -19,7 +19,7 @@ from agrikd.data import start
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "models" / "recipes").glob("*.yaml"))
-CARDS = sorted((ROOT / "data").glob("*.yaml"))
+CARDS = sorted(path for path in (ROOT / "data").glob("*.yaml") if "manifest" in yaml.safe_load(path.read_text()))
 
 
 def commands(text: str) -> list[list[str]]:
@@ -130,7 +130,7 @@ def test_each_card_agrees_with_its_manifest(path: Path) -> None:
     assert all(len(row.sha256) == 64 for row in manifest.rows)
 
 
-def test_cards_are_counted() -> None:
+def test_cards_with_a_manifest_are_counted() -> None:
     assert len(CARDS) == 2
 
 

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     group.command()(get)
     group.command()(synth)
     group.command()(check)
+    group.command("show")(show_photos)
     group.command()(split)
     app.add_typer(group, name="data")
 
@@ -154,7 +155,9 @@ def check(
 ) -> None:
     """Look for what makes results untrue: broken files, copies, torn groups, wrong labels, short cuts.
 
-    Ends with exit code 1 where training on it would be dishonest. Example: agrikd data check photos --fix honest.csv
+    Ends with exit code 1 where training on it would be dishonest.
+
+    Example: agrikd data check photos --fix honest.csv
     """
     from agrikd import checkup
 
@@ -166,3 +169,24 @@ def check(
     console.say(f"look: {done.page}")
     if not done.checkup.honest:
         raise typer.Exit(1)
+
+
+def show_photos(
+    data: Annotated[Path, typer.Argument(help="A manifest, or a folder of photos.", show_default=False)],
+    root: Annotated[Path | None, typer.Option(help="Where the manifest's paths start (default: its folder).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write (default: show.html beside it).")] = None,
+    per_class: Annotated[int, typer.Option(min=1, help="Photos shown of a class in a split, at most.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of the draw of those photos.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is in a dataset on one page: photos of each class, how many, how large, how bright, in each split.
+
+    Example: agrikd data show photos --per-class 24
+    """
+    from agrikd import contact
+
+    shown = contact.run(data, root, out, per_class, seed)
+    if broken := len(shown.contents.broken):
+        console.say(f"· {broken} photos cannot be read: agrikd data check {data}")
+    show(as_json, shown.to_json(), f"{shown.contents.photos} photos", shown.columns, shown.rows)
+    console.say(f"look: {shown.page}")

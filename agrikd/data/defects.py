@@ -256,7 +256,7 @@ def _pillow() -> ModuleType:
     try:
         from PIL import Image as Pillow
     except ImportError:
-        raise MissingExtraError("Pillow", "train") from None
+        raise MissingExtraError("Pillow", "check") from None
     return Pillow
 
 

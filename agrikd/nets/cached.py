@@ -27,19 +27,25 @@ class FeatureStore:
     """float16 [N, views + 1, D]: pooled features of `net`'s backbone for view seeds 0 … views − 1 and, last, the
     clean view, of the N rows of `loader`'s manifest.
 
+    With `stages`, the mean and the maximum of each channel of so many of the last feature maps stand beside them:
+    they know more of texture, and no classifier of the net's.
+
     The key holds the backbone's weights and door, the view definition, the photos' sha256 and the library
     versions: whatever changes a value changes the key. A row is computed when it is first asked for; a second
     map marks the rows that are whole, so a killed writer leaves nothing half-true and two writers write the same.
     Values are written to the file, not through the map: a full disk is then an error, not the end of the process.
     """
 
-    def __init__(self, net: TimmNet, loader: Loader, views: int) -> None:
-        self.net, self.loader, self.views = net, loader, views
+    def __init__(self, net: TimmNet, loader: Loader, views: int, stages: int = 0) -> None:
+        self.net, self.loader, self.views, self.stages = net, loader, views, stages
         net.eval()
         with torch.inference_mode():
-            dimensions = _check_linear(net)
+            tried = net(torch.rand((2, 3, *net.input_size), generator=torch.Generator().manual_seed(0)), stages)
+            if not stages:
+                _require_linear(net, tried)
+            dimensions = int(_values(tried).shape[1])
         shape = (len(loader.manifest.rows), views + 1, dimensions)
-        folder = files.cache_folder() / "features" / _key(net, loader, views)[:32]
+        folder = files.cache_folder() / "features" / _key(net, loader, [views, stages])[:32]
         if not folder.exists():
             with files.replacing_folder(folder) as temporary:
                 _sparse(temporary / "values.f16", 2 * math.prod(shape))
@@ -58,7 +64,7 @@ class FeatureStore:
         batches = self.loader.ahead(iter(draws), 1)
         with torch.inference_mode(), files.storage_errors(self._path), self._path.open("r+b") as out:
             for row, batch in zip(missing, console.track(batches, "features", len(missing)), strict=True):
-                values = self.net.on(batch).embedding.numpy().astype(np.float16)
+                values = _values(self.net.on(batch, self.stages)).numpy().astype(np.float16)
                 out.seek(row * values.nbytes)
                 out.write(values.tobytes())
                 out.flush()
@@ -98,18 +104,20 @@ def _sparse(path: Path, size: int) -> None:
         out.truncate(size)
 
 
-def _check_linear(net: TimmNet) -> int:
-    """The embedding's size. The store is right only if the classifier alone leads from it to the logits."""
-    generator = torch.Generator().manual_seed(0)
-    outputs = net(torch.rand((2, 3, *net.input_size), generator=generator))
+def _values(outputs: Outputs) -> Tensor:
+    pooled = [pool for maps in outputs.features for pool in (maps.mean((2, 3)), maps.amax((2, 3)))]
+    return torch.cat([outputs.embedding, *pooled], dim=1)
+
+
+def _require_linear(net: TimmNet, outputs: Outputs) -> None:
+    """A teacher can be replayed only if its classifier alone leads from what is stored to the logits."""
     linear = isinstance(net.classifier, nn.Linear)
     if not linear or not torch.allclose(net.classifier(outputs.embedding), outputs.logits, atol=1e-4):
         said = "its classifier does more than map the pooled features to logits, so these cannot be stored"
         raise InputError(Problem(f"net {net.spec.timm}", said, "choose another timm model"))
-    return int(outputs.embedding.shape[1])
 
 
-def _key(net: TimmNet, loader: Loader, views: int) -> str:
+def _key(net: TimmNet, loader: Loader, kept: list[int]) -> str:
     manifest = loader.manifest
     own = id(net.classifier)
     head = {id(p) for module in net.modules() if id(module) == own for p in module.parameters()}
@@ -121,5 +129,5 @@ def _key(net: TimmNet, loader: Loader, views: int) -> str:
     )
     photos = [row.sha256 or str(manifest.root / row.path) for row in manifest.rows]
     door = [net.input_size, _channels(net.mean), _channels(net.std)]
-    view = [loader.augment.definition, loader.cache.slot, loader.cache.fit, views]
+    view = [loader.augment.definition, loader.cache.slot, loader.cache.fit, *kept]
     return files.digest([files.sha256(weights), photos, door, view, torch.__version__])

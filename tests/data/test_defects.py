@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-pytest.importorskip("cv2", reason="pip install 'agrikd[train]'")
-pytest.importorskip("PIL", reason="pip install 'agrikd[train]'")
+pytest.importorskip("cv2", reason="pip install 'agrikd[check]'")
+pytest.importorskip("PIL", reason="pip install 'agrikd[check]'")
 
 import cv2
 import PIL

