@@ -53,7 +53,7 @@ class PixelCache:
     """Every photo of a manifest, decoded once to uint8 [side, side, 3] in a memory map on disk.
 
     `side` leaves a quarter of room above the render size for crops. Photos beyond `limit_mb` are decoded at
-    each use; `held` says how many are in the map. The key holds the photos' sha256, so a changed photo is
+    each use; `held` says how many are in the map. The key holds the photos' identity, so a changed photo is
     never read from an old map; while the map is made, each file is checked against the manifest.
     """
 
@@ -62,9 +62,8 @@ class PixelCache:
         self.slot = (round(size[0] * 1.25), round(size[1] * 1.25))
         slot_bytes = self.slot[0] * self.slot[1] * 3
         self.held = min(len(manifest.rows), limit_mb * 2**20 // slot_bytes)
-        identity = [row.sha256 or row.path for row in manifest.rows[: self.held]]
-        root = "" if all(row.sha256 for row in manifest.rows) else str(manifest.root)
-        key = files.digest([identity, root, self.slot, fit, image.opencv().__version__])
+        identity = [manifest.identity(index) for index in range(self.held)]
+        key = files.digest([identity, self.slot, fit, image.opencv().__version__])
         self._path = files.cache_folder() / "pixels" / f"{key[:32]}.u8"
         self._pixels: NDArray[np.uint8] | None = None
         self._opening = threading.Lock()

@@ -62,6 +62,14 @@ class Manifest:
     def file(self, index: int) -> Path:
         return self.root / self.rows[index].path
 
+    def identity(self, index: int) -> str:
+        """What a cache knows a photo by: its sha256, else where it lies, its size and when it last changed."""
+        path, row = self.file(index), self.rows[index]
+        if row.sha256 or not path.is_file():
+            return row.sha256 or str(path)
+        found = path.stat()
+        return f"{path}:{found.st_size}:{found.st_mtime_ns}"
+
     def photo(self, index: int) -> Image:
         """The row's photo; raises `InputError` where it cannot be read, or is not the one the manifest was made of."""
         path, row = self.file(index), self.rows[index]

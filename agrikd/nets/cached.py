@@ -30,7 +30,7 @@ class FeatureStore:
     With `stages`, the mean and the maximum of each channel of so many of the last feature maps stand beside them:
     they know more of texture, and no classifier of the net's.
 
-    The key holds the backbone's weights and door, the view definition, the photos' sha256 and the library
+    The key holds the backbone's weights and door, the view definition, the photos' identity and the library
     versions: whatever changes a value changes the key. A row is computed when it is first asked for; a second
     map marks the rows that are whole, so a killed writer leaves nothing half-true and two writers write the same.
     Values are written to the file, not through the map: a full disk is then an error, not the end of the process.
@@ -127,7 +127,7 @@ def _key(net: TimmNet, loader: Loader, kept: list[int]) -> str:
         if id(value) not in head
         for value in [value.detach().cpu()]
     )
-    photos = [row.sha256 or str(manifest.root / row.path) for row in manifest.rows]
+    photos = [manifest.identity(index) for index in range(len(manifest.rows))]
     door = [net.input_size, _channels(net.mean), _channels(net.std)]
     view = [loader.augment.definition, loader.cache.slot, loader.cache.fit, *kept]
     return files.digest([files.sha256(weights), photos, door, view, torch.__version__])

@@ -290,6 +290,14 @@ class TestPixelCache:
         assert "has changed since the manifest was made" in problem.wrong
         assert not list(cache.rglob("*.*"))
 
+    def test_a_photo_replaced_where_no_sha256_is_known_is_read_anew(self, tmp_path: Path, cache: Path) -> None:
+        manifest = photographed(tmp_path, 2, hashed=False)
+        before = PixelCache(manifest, SIZE, "stretch", 64)[1].copy()
+        image.write_jpeg(manifest.file(1), photo(77))
+        after = PixelCache(manifest, SIZE, "stretch", 64)[1]
+        assert not np.array_equal(before, after)
+        np.testing.assert_array_equal(after, image.fit(manifest.photo(1), after.shape[:2], "stretch"))
+
     def test_all_broken_photos_are_named_and_nothing_is_kept(self, tmp_path: Path, cache: Path) -> None:
         manifest = photographed(tmp_path, hashed=False)
         (tmp_path / "1.jpg").write_bytes(b"")
