@@ -1,0 +1,84 @@
+"""Checking many photos: memory, and photos a second beside imagededup's perceptual hash, in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from agrikd import image
+
+pytestmark = pytest.mark.bench
+
+PHOTOS = int(os.environ.get("AGRIKD_BENCH_PHOTOS", "10000"))
+SIDE = 512
+
+_MEASURED = """
+import json, sys, time
+import cv2, torch
+cv2.setNumThreads(1), torch.set_num_threads(1)
+started, cpu = time.perf_counter(), time.process_time()
+{work}
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+said = [time.perf_counter() - started, time.process_time() - cpu, int(status["VmHWM"].split()[0]) / 1024, found]
+print(json.dumps(said))
+"""
+_OURS = """
+from pathlib import Path
+from agrikd import check
+found = len(check.check(check.open_data(Path(sys.argv[1])), look_at_labels=False).duplicates)
+"""
+_THEIRS = """
+from imagededup.methods import PHash
+hasher = PHash(verbose=False)
+hashes = hasher.encode_images(sys.argv[1], recursive=True, num_enc_workers=0)
+near = hasher.find_duplicates(encoding_map=hashes, max_distance_threshold=10, num_dist_workers=0)
+found = sum(map(len, near.values())) // 2
+"""
+
+
+@pytest.fixture(scope="module")
+def many(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real photos at 512 px, each in some of the eight turns and mirrors, which are no copies of each other here."""
+    folder = tmp_path_factory.mktemp("many")
+    sources = sorted(path for path in datasets.rglob("*") if path.suffix in (".jpg", ".JPG"))
+    turned = ((path, turn) for turn in range(8) for path in sources)
+    for number, (path, turn) in enumerate(islice(turned, PHOTOS)):
+        pixels = image.resize(image.read(path), (SIDE, SIDE))
+        pixels = np.rot90(pixels if turn < 4 else pixels[:, ::-1], turn % 4)
+        target = folder / "ab"[number % 2]
+        target.mkdir(exist_ok=True)
+        image.write_jpeg(target / f"{number:06d}.jpg", np.ascontiguousarray(pixels))
+    return folder
+
+
+def measured(work: str, folder: Path, cache: Path) -> tuple[float, float, float, int]:
+    """(seconds, CPU seconds, peak MiB, pairs found) of a process of its own, with one thread."""
+    environment = {**os.environ, "AGRIKD_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _MEASURED.format(work=work), str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    seconds, cpu, peak, found = json.loads(done.stdout.splitlines()[-1])
+    return seconds, cpu, peak, found
+
+
+def test_many_photos(many: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imagededup")
+    assert sum(1 for _ in many.rglob("*.jpg")) == PHOTOS
+    first = measured(_OURS, many, tmp_path)
+    rows = {
+        "agrikd data check": first,
+        "the same again, photos remembered": measured(_OURS, many, tmp_path),
+        "imagededup PHash": measured(_THEIRS, many, tmp_path),
+    }
+    print(f"\n{PHOTOS} photos of {SIDE} px, one thread, OpenCV {cv2.__version__}, {os.cpu_count()} cores")
+    print(f"{'':36}{'photos/CPU s':>14}{'photos/s':>10}{'peak MiB':>10}{'pairs':>8}")
+    for name, (seconds, cpu, peak, found) in rows.items():
+        print(f"{name:36}{PHOTOS / cpu:14.0f}{PHOTOS / seconds:10.0f}{peak:10.0f}{found:8}")
+    assert first[2] <= 1536
