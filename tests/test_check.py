@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from agrikd.check import KINDS, Checkup
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.data.defects import DefectConfig, plant
-from agrikd.data.looks import Looks
+from agrikd.data.looks import Look, Looks, look
 from agrikd.data.manifest import Manifest, Row
 from agrikd.data.moments import guess
 from agrikd.data.sources import survey
@@ -100,6 +103,40 @@ class TestDrawnLeaves:
         with Looks(spoilt.root) as looks:
             assert len(looks.at([row.path for row in spoilt.rows])) == len(spoilt.rows)
         assert not seen
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from agrikd.data import looks
+real, seen = looks.look, []
+def look(root, path):
+    seen.append(path)
+    if len(seen) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(root, path)
+looks.look, looks._SAVE_EVERY_S = look, 0
+with looks.Looks(Path(sys.argv[1])) as opened:
+    opened.at(sys.argv[2:])
+"""
+
+
+def test_a_killed_check_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path / "cache"))
+    names = [photo(tmp_path, f"{number}.jpg", number).path for number in range(30)]
+    killed = subprocess.run([sys.executable, "-c", _KILLED, tmp_path, *names], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    seen: list[str] = []
+
+    def counted(root: Path, path: str) -> tuple[Look, Any]:
+        seen.append(path)
+        return look(root, path)
+
+    monkeypatch.setattr("agrikd.data.looks.look", counted)
+    with Looks(tmp_path) as looks:
+        assert all(one.readable for one in looks.at(names))
+    assert 11 <= len(seen) <= 18
+    assert set(seen).isdisjoint(names[:12])
 
 
 class TestRealPhotos:
