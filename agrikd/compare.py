@@ -80,11 +80,25 @@ class Study:
         """One sentence an arm, over all datasets."""
         return [f"{arm} {metrics.verdict(found)}" for arm, found in self.overall.items()]
 
+    def cautions(self) -> list[str]:
+        """Where the teacher knew no more than the student: such a study says nothing about distillation."""
+        mean = {(arm.recipe, arm.arm): arm.mean for arm in self.arms}
+        return [
+            f"{recipe}: the teacher ({value:.3f}) is no better than the student alone ({mean[recipe, ALONE]:.3f});"
+            " find a better one first"
+            for (recipe, arm), value in mean.items()
+            if arm == TEACHER and value <= mean[recipe, ALONE]
+        ]
+
     def markdown(self) -> str:
         """The table for models/LOG.md."""
         lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         lines += ["| " + " | ".join(cells(arm)) + " |" for arm in self.arms]
-        return "\n".join([*lines, "", *(f"- over all data: {text}" for text in self.verdicts())])
+        return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.words())])
+
+    def words(self) -> list[str]:
+        """What the study comes to, in sentences."""
+        return [*(f"over all data: {verdict}" for verdict in self.verdicts()), *self.cautions()]
 
 
 @dataclass(frozen=True)

@@ -137,5 +137,5 @@ def compare(
         return
     study = comparing.compare(made, seeds, out, processes)
     show(as_json, study.to_json(), str(out), comparing.COLUMNS, [comparing.cells(arm) for arm in study.arms])
-    for text in study.verdicts():
-        console.say(f"over all data: {text}")
+    for sentence in study.words():
+        console.say(sentence)
