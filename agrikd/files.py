@@ -84,6 +84,14 @@ def require_room(path: Path, size_bytes: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
+def require_free(folder: Path) -> None:
+    """Raise `InputError` unless `folder` is absent or empty."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(Problem(str(folder), "is a file, not a folder", "choose another place"))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(Problem(str(folder), "exists and is not empty", "choose a new folder, or empty it"))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)

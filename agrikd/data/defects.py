@@ -94,7 +94,7 @@ def plant(source: Manifest, folder: Path, config: DefectConfig) -> Manifest:
     `InputError` where the source has too few photos for the counts, or one that cannot be read.
     """
     folder = folder.resolve()
-    _require_free(folder)
+    files.require_free(folder)
     manifests.require_files(source, str(source.root))
     rng = np.random.default_rng(config.seed)
     chosen = _choose(source, config, rng)
@@ -116,16 +116,11 @@ def write_spoilt(
 ) -> Manifest:
     """Draw leaves (see `write_dataset`) and `plant` defects in them; only the spoilt ones are left."""
     folder = folder.resolve()
-    _require_free(folder)
+    files.require_free(folder)
     with files.storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             return plant(write_dataset(Path(temporary) / "leaves", leaves, progress), folder, config)
-
-
-def _require_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(Problem(str(folder), "is there already", "choose a new folder, or move it away"))
 
 
 def _choose(source: Manifest, config: DefectConfig, rng: np.random.Generator) -> _Chosen:

@@ -142,7 +142,7 @@ def write_dataset(
     same pixels and OpenCV the same JPEG encoder.
     """
     folder = folder.resolve()
-    _require_free(folder)
+    files.require_free(folder)
     shots = plan(config)
     with files.replacing_folder(folder) as temporary:
         rows, truth = [], {}
@@ -180,13 +180,6 @@ def _plants(config: SyntheticConfig, stream: str, target: str, count: int) -> It
             for photo in range(photos)
         ]
         plant, count = plant + 1, count - photos
-
-
-def _require_free(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(Problem(str(folder), "is a file, not a folder", "choose another place"))
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(Problem(str(folder), "exists and is not empty", "choose a new folder, or empty it"))
 
 
 def _save(folder: Path, shot: Shot, sample: Sample) -> Row:
