@@ -269,9 +269,9 @@ class TestRefused:
     def test_a_folder_in_use(self, leaves: Manifest, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("mine")
         for place in (tmp_path, tmp_path / "mine.txt"):
-            with pytest.raises(InputError, match="not empty|a file, not a folder"):
+            with pytest.raises(InputError, match=r"not empty|a file, not a folder"):
                 plant(leaves, place, CONFIG)
-            with pytest.raises(InputError, match="not empty|a file, not a folder"):
+            with pytest.raises(InputError, match=r"not empty|a file, not a folder"):
                 write_spoilt(place, LEAVES, CONFIG)
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
