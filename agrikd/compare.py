@@ -162,10 +162,12 @@ def compare(recipes: Sequence[Recipe], seeds: int, out: Path, processes: int | N
     for recipe in recipes:
         _claim(recipe, out)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        _in_parallel(
-            pool, "teachers' features", _features, [(r, n, processes) for r in recipes for n in range(processes)]
-        )
+        shared = [recipe for recipe in recipes if _one_backbone(recipe)]
+        parts = [(recipe, part, processes) for recipe in shared for part in range(processes)]
+        _in_parallel(pool, "teachers' features", _features, parts)
         _in_parallel(pool, "teachers", _teach, [(recipe, seed, out) for recipe, seed in grid])
+        own = [(recipe, seed, out) for recipe, seed in grid if recipe not in shared]
+        _in_parallel(pool, "tuned teachers' features", _own_features, own)
         tasks = [(recipe, seed, arm, out) for recipe, seed in grid for arm in arms_of(recipe)]
         _in_parallel(pool, "students", _train, tasks)
         judged = [(recipe, seed, arm, out) for recipe, seed in grid for arm in (TEACHER, *arms_of(recipe))]
@@ -252,10 +254,24 @@ def _seeded(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"data": data, "seed": seed})
 
 
+def _one_backbone(recipe: Recipe) -> bool:
+    """Whether the teachers of all seeds share theirs: a probe leaves it as it came."""
+    return recipe.teach.stages == ("probe",)
+
+
 def _features(recipe: Recipe, part: int, parts: int) -> None:
-    """Fill a part of the teacher's store: the pool's processes share the rows among them."""
+    """Fill a part of the store of the backbone that all seeds share: the pool's processes divide the rows."""
+    _fill(recipe, recipe.teachers[0], part, parts)
+
+
+def _own_features(recipe: Recipe, seed: int, out: Path) -> None:
+    """Fill the store of a seed's own teacher before its students ask for it at the same time."""
+    _fill(recipe, NetSpec(run=_folder(recipe, seed, TEACHER, out).resolve()))
+
+
+def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1) -> None:
     manifest = open_manifest(recipe)
-    net = open_net(recipe.teachers[0], manifest.classes).eval()
+    net = open_net(spec, manifest.classes).eval()
     loader = open_loader(recipe, manifest, [net])
     FeatureStore(net, loader, int(recipe.data.views or 0)).require(manifest.indices("train")[part::parts])
 

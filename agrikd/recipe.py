@@ -100,10 +100,14 @@ class NetSpec(Spec):
 
 
 class MethodSpec(Spec):
-    """A distillation method by name; the other keys are its own (`prepare` checks them against its Config)."""
+    """A distillation method by name; the other keys are its own (`prepare` checks them against its Config).
+
+    also: more methods, whose losses are added with the weights named there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "none"
+    also: tuple[MethodSpec, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:

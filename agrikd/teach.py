@@ -1,7 +1,7 @@
 """Tuning a teacher on few labels, in stages; each is kept only if held-out predictions get better.
 
-probe: a linear classifier on pooled features, which are computed once. last: the last quarter of the backbone
-with the classifier. all: everything. The order and the reason to begin with the probe: Kumar et al. 2022,
+probe: a linear classifier on pooled features, which are computed once. last: the last half of the
+parameters, the classifier among them. all: everything. The order and the reason to begin with the probe: Kumar et al. 2022,
 "Fine-tuning can distort pretrained features" (arXiv:2202.10054). Held-out predictions are those on the val
 split, or out-of-fold where there is none.
 """
@@ -224,7 +224,7 @@ def _tuned(recipe: Recipe, net: TimmNet, loader: Loader, rows: tuple[int, ...], 
     if stage == "last":
         parameters = list(student.model.parameters())
         trained = {id(p) for p in student.classifier.parameters()}
-        for p in parameters[: len(parameters) * 3 // 4]:
+        for p in parameters[: len(parameters) // 2]:
             p.requires_grad_(id(p) in trained)
     task = open_task(recipe.task, loader.manifest.classes)
     optim = recipe.optim.model_copy(update={"steps": recipe.teach.steps, "lr": recipe.teach.lr})

@@ -100,26 +100,39 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
     manifest = manifest or open_manifest(recipe)
     task = open_task(recipe.task, manifest.classes)
-    method = distill.method(recipe.method.name)
-    if method.needs_teacher and not recipe.teachers:
-        mend = "add one under teachers:, or use method none"
-        raise InputError(Problem("teachers", f"method {recipe.method.name} needs a teacher", mend))
-    if recipe.data.unlabelled_share and not method.needs_teacher:
-        mend = "set it to 0, or use --hard-labels"
-        wrong = f"method {recipe.method.name} learns nothing from rows without a label"
-        raise InputError(Problem("data.unlabelled_share", wrong, mend))
+    _require_sense(recipe)
     torch.manual_seed(recipe.seed)
     student = open_net(recipe.student, task.classes)
     if student.origin.classes not in (None, task.classes):
         known = f"its weights know the classes {', '.join(student.origin.classes or ())}"
         raise InputError(Problem("student", known, f"the photos have {', '.join(task.classes)}: name a timm model"))
-    teachers = [open_net(spec, task.classes) for spec in recipe.teachers] if method.needs_teacher else []
+    needed = recipe.teachers if any(method.needs_teacher for method in _methods(recipe)) else ()
+    teachers = [open_net(spec, task.classes) for spec in needed]
     loader = open_loader(recipe, manifest, [student, *teachers])
     sampler = _sampler(recipe, manifest)
-    config = method.Config.model_validate(recipe.method.settings)
     if alone := recipe.gate.student_alone:
         Run.open(alone)
-    return Job(recipe, manifest, loader, sampler, method(task, student, teachers, config))
+    distiller = distill.open_method(recipe.method, task, student, teachers)
+    return Job(recipe, manifest, loader, sampler, distiller)
+
+
+def _methods(recipe: Recipe) -> list[type[Distiller]]:
+    return [distill.method(spec.name) for spec in (recipe.method, *recipe.method.also)]
+
+
+def _require_sense(recipe: Recipe) -> None:
+    """What the methods need of the rest of the recipe."""
+    problems = []
+    for spec, method in zip((recipe.method, *recipe.method.also), _methods(recipe), strict=True):
+        if method.needs_teacher and not recipe.teachers:
+            mend = "add one under teachers:, or use method none"
+            problems.append(Problem("teachers", f"method {spec.name} needs a teacher", mend))
+    if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in _methods(recipe)):
+        mend = "set it to 0, or use --hard-labels"
+        wrong = f"method {recipe.method.name} learns nothing from rows without a label"
+        problems.append(Problem("data.unlabelled_share", wrong, mend))
+    if problems:
+        raise InputError(problems)
 
 
 def open_loader(recipe: Recipe, manifest: Manifest, nets: list[TimmNet]) -> Loader:
@@ -345,7 +358,10 @@ def _gate(job: Job, run: Run) -> None:
 def _replayed(job: Job) -> Distiller:
     """Where each photo has a fixed set of views, the frozen teachers' features are computed once and replayed."""
     method, data = job.distiller, job.recipe.data
-    if data.views is None or not method.teachers or method.teachers_learn or method.teacher_stages:
+    if data.views is None or not method.teachers or method.teachers_learn:
+        return method
+    if method.teacher_stages:
+        console.say(f"method {job.recipe.method.name} reads the teacher's feature maps: the teacher runs live")
         return method
     rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
     nets: list[Net] = []
@@ -354,7 +370,9 @@ def _replayed(job: Job) -> Distiller:
         store = FeatureStore(net, job.loader, data.views)
         store.require(rows)
         nets.append(CachedTeacher(net, store))
-    return type(method)(method.task, job.student, nets, method.config)
+    method.teachers = nn.ModuleList(nets).requires_grad_(False)
+    method.train()
+    return method
 
 
 def _finish(job: Job, state: TrainState, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Who must agree with whom: the base of every method.
+"""Who must agree with whom: the base of every method, and the sum of several.
 
 A method usually writes `distillation_losses` alone. The base adds the task's own loss, weighs the parts by
 name, lets unlabelled rows speak through the teacher only, and keeps frozen teachers frozen.
@@ -6,8 +6,9 @@ name, lets unlabelled rows speak through the teacher only, and keeps frozen teac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar, cast
 
 import torch
@@ -35,8 +36,11 @@ class Step:
 class Distiller(nn.Module):
     """A student with the teachers it learns from.
 
-    `student_stages` and `teacher_stages`: feature maps the method reads. `teachers_learn`: the method trains
-    its teachers too (online methods); else they stay in eval mode without gradients.
+    `student_stages` and `teacher_stages`: how many of the last feature maps the method reads; there may be more of
+    them than it asked for, so it counts from the end. `teachers_learn`: the method trains
+    its teachers too (online methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows
+    without a label teach the student something. `exceptions`: contracts of all methods (the tests name them) that
+    this one cannot keep, with the reason.
     """
 
     class Config(Spec):
@@ -45,10 +49,12 @@ class Distiller(nn.Module):
         weight_task: Weight = 1.0
         weight_unlabelled: Weight = 1.0
 
-    student_stages: ClassVar[int] = 0
-    teacher_stages: ClassVar[int] = 0
+    student_stages: int = 0
+    teacher_stages: int = 0
     teachers_learn: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
+    uses_unlabelled: ClassVar[bool] = True
+    exceptions: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:
         super().__init__()
@@ -74,17 +80,49 @@ class Distiller(nn.Module):
         student = self.student.on(batch, self.student_stages)
         with torch.set_grad_enabled(self.teachers_learn and torch.is_grad_enabled()):
             teachers = [cast(Net, net).on(batch, self.teacher_stages) for net in self.teachers]
-        task = self.task.loss(student, batch).sum() / batch.labelled.sum().clamp(min=1)
-        parts = {"task": task}
+        parts = {"task": self._task(student, batch)}
         for name, loss in self.distillation_losses(student, teachers, batch).items():
             parts[name] = self._mean(loss, batch) if loss.ndim else loss
-        weighted = [getattr(self.config, f"weight_{name}") * part for name, part in parts.items()]
-        return Step(torch.stack(weighted).sum(), parts, student)
+        return self._step(parts, student)
 
     def after_step(self) -> None:
         """Called after each optimiser step; only where one net follows another (a mean teacher)."""
+
+    def _task(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """The task's loss, a mean over the labelled rows."""
+        return self.task.loss(outputs, batch).sum() / batch.labelled.sum().clamp(min=1)
+
+    def weight(self, name: str) -> float:
+        """Of a named part in the loss."""
+        value: float = getattr(self.config, f"weight_{name}")
+        return value
+
+    def _step(self, parts: dict[str, Tensor], student: Outputs) -> Step:
+        return Step(torch.stack([self.weight(name) * part for name, part in parts.items()]).sum(), parts, student)
 
     def _mean(self, loss: Tensor, batch: Batch) -> Tensor:
         """The mean over rows, an unlabelled row counting `weight_unlabelled`."""
         weight = torch.where(batch.labelled, 1.0, self.config.weight_unlabelled)
         return (loss * weight).sum() / weight.sum().clamp(min=1e-9)
+
+
+class Sum(Distiller):
+    """The first method with the losses of others beside its own; a part is weighed by the Config that names it."""
+
+    def __init__(self, first: Distiller, others: Sequence[Distiller]) -> None:
+        super().__init__(first.task, first.student, cast(Sequence[Net], first.teachers), first.config)
+        self.methods = (first, *others)
+        self.own = nn.ModuleList(self.methods)
+        for method in self.methods:  # the nets stand once, here, for the optimiser and the checkpoint
+            del method.student
+            method.teachers = nn.ModuleList()
+        self.student_stages = max(method.student_stages for method in self.methods)
+        self.teacher_stages = max(method.teacher_stages for method in self.methods)
+
+    def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
+        each = [method.distillation_losses(student, teachers, batch) for method in self.methods]
+        return {name: loss for losses in each for name, loss in losses.items()}
+
+    def weight(self, name: str) -> float:
+        owner = next(method for method in self.methods if hasattr(method.config, f"weight_{name}"))
+        return owner.weight(name)

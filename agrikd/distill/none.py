@@ -9,3 +9,4 @@ class StudentAlone(Distiller):
     """The task's loss and nothing else; rows without a label have nothing to say."""
 
     needs_teacher = False
+    uses_unlabelled = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -18,26 +19,34 @@ from agrikd.tasks.classification import Classification, softened_kl
 CLASSES = ("blight", "healthy", "rust")
 METHODS = distill.names()
 WITH_TEACHER = tuple(name for name in METHODS if distill.method(name).needs_teacher)
-ZERO_AT_EQUALITY_EXCEPTIONS: tuple[str, ...] = ()
+ZERO, BATCH_OF_ONE, ORDER = "zero at equality", "a batch of one", "the order of rows"
+EXCEPTIONS = {(name, contract) for name in METHODS for contract in distill.method(name).exceptions}
 
 
 class Tiny(Net):
-    """A net small enough to check by hand: pooled colours, dropout, batch norm, a linear layer."""
+    """A net small enough to check by hand: three stages of convolutions, dropout, batch norm, a linear layer."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__((8, 8), (0.5,) * 3, (0.5,) * 3, Origin("test", True, CLASSES))
+        super().__init__((32, 32), (0.5,) * 3, (0.5,) * 3, Origin("test", True, CLASSES))
         torch.manual_seed(seed)
-        self.norm, self.drop, self.head = nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, len(CLASSES))
+        widths = (3, 4, 6, 8)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.GELU()) for a, b in itertools.pairwise(widths)
+        )
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(widths[-1], len(CLASSES))
 
     def answer(self, images: Tensor, stages: int) -> Outputs:
-        pooled = self.drop(self.norm(images.mean((2, 3))))
-        return Outputs(self.head(pooled), pooled)
+        maps = [images]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        pooled = self.drop(maps[-1].mean((2, 3)))
+        return Outputs(self.head(pooled), pooled, tuple(maps[len(maps) - stages :]))
 
 
 def batch(rows: int = 6, unlabelled: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(1)
     labelled = torch.arange(rows) < rows - unlabelled
-    images = torch.rand((rows, 3, 8, 8), generator=generator)
+    images = torch.rand((rows, 3, 32, 32), generator=generator)
     return Batch(images, torch.arange(rows) % 3, labelled, torch.arange(rows), torch.zeros(rows, dtype=torch.int64))
 
 
@@ -47,9 +56,15 @@ def distiller(name: str, student: Net | None = None) -> distill.Distiller:
     return method(Classification(CLASSES), student or Tiny(1), teachers, method.Config())
 
 
+def may(name: str, contract: str) -> None:
+    if reason := distill.method(name).exceptions.get(contract):
+        pytest.skip(f"{name}: {reason}")
+
+
 def test_the_methods_are_counted() -> None:
     assert set(METHODS) >= {"none", "kd"}
-    assert len(ZERO_AT_EQUALITY_EXCEPTIONS) == 0
+    assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER}
+    assert all(reason for name in METHODS for reason in distill.method(name).exceptions.values())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -59,9 +74,19 @@ def test_the_student_gets_a_gradient(name: str) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.student.parameters())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_all_that_is_learned_gets_a_gradient(name: str) -> None:
+    made = distiller(name)
+    made(batch()).loss.backward()
+    assert [key for key, p in made.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 @pytest.mark.parametrize("name", WITH_TEACHER)
 def test_a_frozen_teacher_stays_as_it_is(name: str) -> None:
     made = distiller(name)
+    if made.teachers_learn:
+        assert any(p.requires_grad for p in made.teachers.parameters())
+        return
     before = {key: value.clone() for key, value in made.teachers.state_dict().items()}
     for mode in (True, False, True):
         made.train(mode)
@@ -73,18 +98,39 @@ def test_a_frozen_teacher_stays_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_does_not_depend_on_the_order_of_rows(name: str) -> None:
+    may(name, ORDER)
     made = distiller(name).eval()
     rows = batch()
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     shuffled = Batch(*(value[order] for value in vars(rows).values()))
-    assert float(made(rows).loss.detach()) == pytest.approx(float(made(shuffled).loss.detach()), abs=1e-6)
+    assert float(made(rows).loss.detach()) == pytest.approx(float(made(shuffled).loss.detach()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_of_one_gives_a_finite_loss(name: str) -> None:
+    may(name, BATCH_OF_ONE)
+    made = distiller(name).eval()
+    step = made(batch(1, 0))
+    step.loss.backward()
+    assert torch.isfinite(step.loss)
+    assert all(torch.isfinite(p.grad).all() for p in made.student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_labels_gives_a_finite_loss(name: str) -> None:
+    made = distiller(name).eval()
+    step = made(batch(4, 4))
+    assert torch.isfinite(step.loss)
+    assert float(step.parts["task"].detach()) == 0
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
-def test_logit_methods_are_zero_where_both_agree(name: str) -> None:
+def test_methods_are_zero_where_both_agree(name: str) -> None:
+    may(name, ZERO)
     made = distiller(name, student=Tiny(2)).eval()
     parts = made(batch()).parts
-    assert all(abs(float(value)) < 1e-6 for part, value in parts.items() if part != "task")
+    assert len(parts) > 1
+    assert all(abs(float(value.detach())) < 1e-6 for part, value in parts.items() if part != "task")
 
 
 @pytest.mark.parametrize("name", METHODS)
