@@ -1,7 +1,7 @@
 """Tuning a teacher on few labels, in stages; each is kept only if held-out predictions get better.
 
-probe: a linear classifier on pooled features, which are computed once. last: the last half of the
-parameters, the classifier among them. all: everything. The order and the reason to begin with the probe: Kumar et al. 2022,
+probe: a linear classifier on pooled features, which are computed once. last: the last half of the parameters,
+the classifier among them. all: everything. The order and the reason to begin with the probe: Kumar et al. 2022,
 "Fine-tuning can distort pretrained features" (arXiv:2202.10054). Held-out predictions are those on the val
 split, or out-of-fold where there is none.
 """

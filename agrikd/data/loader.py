@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agrikd import console, files, image
-from agrikd.data.augment import CLEAN, Augment
+from agrikd.data.augment import CLEAN, Augment, seed_of
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.types import Fit, Image
@@ -103,23 +104,52 @@ class PixelCache:
 
 
 class Loader:
-    """Renders batches of a manifest at one size. `target` and `labelled` are [N, ...] and [N] over all rows."""
+    """Renders batches of a manifest at one size. `target` and `labelled` are [N, ...] and [N] over all rows.
+
+    partners: rows with which augmented views are mixed (mixup, Zhang et al. 2018, with λ uniform on [0, 1]); the
+    partner and λ are drawn from the photo and the view seed, and a mixture counts as unlabelled. Empty: no mixing.
+    """
 
     def __init__(
-        self, manifest: Manifest, cache: PixelCache, augment: Augment, target: Tensor, labelled: Tensor
+        self,
+        manifest: Manifest,
+        cache: PixelCache,
+        augment: Augment,
+        target: Tensor,
+        labelled: Tensor,
+        partners: tuple[int, ...] = (),
     ) -> None:
         self.manifest, self.cache, self.augment = manifest, cache, augment
-        self.target, self.labelled = target, labelled
+        self.target, self.labelled, self.partners = target, labelled, partners
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What the pixels of a view depend on beside the photo itself; a part of every cache key."""
+        partners = [self.manifest.identity(index) for index in self.partners]
+        return {
+            **self.augment.definition,
+            "slot": list(self.cache.slot),
+            "fit": self.cache.fit,
+            "partners": files.digest(partners) if partners else None,
+        }
 
     def pixels(self, index: int, view: int) -> Image:
-        """uint8 [H, W, 3]: one view of one photo."""
-        return self.augment(self.cache[index], self.manifest.rows[index], view)
+        """uint8 [H, W, 3]: one view of one photo, or of a mixture of two."""
+        own = self.augment(self.cache[index], self.manifest.rows[index], view)
+        if view == CLEAN or not self.partners:
+            return own
+        rng = np.random.default_rng((seed_of(self.manifest.rows[index], view), 1))
+        partner, share = self.partners[int(rng.integers(len(self.partners)))], float(rng.uniform())
+        other = self.augment(self.cache[partner], self.manifest.rows[partner], view)
+        mixed: Image = image.opencv().addWeighted(own, share, other, 1 - share, 0)
+        return mixed
 
     def batch(self, views: Views) -> Batch:
         pixels = torch.from_numpy(np.stack([self.pixels(*view) for view in views]))
         index, view = torch.tensor(views, dtype=torch.int64).T.contiguous()
         images = pixels.permute(0, 3, 1, 2).float().div_(255)
-        return Batch(images, self.target[index], self.labelled[index], index, view)
+        labelled = self.labelled[index] & (view == CLEAN) if self.partners else self.labelled[index]
+        return Batch(images, self.target[index], labelled, index, view)
 
     def clean(self, indices: Sequence[int], size: int = 32) -> Iterator[Batch]:
         """The photos as they are, in order, `size` at a time."""

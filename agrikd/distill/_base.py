@@ -37,10 +37,10 @@ class Distiller(nn.Module):
     """A student with the teachers it learns from.
 
     `student_stages` and `teacher_stages`: how many of the last feature maps the method reads; there may be more of
-    them than it asked for, so it counts from the end. `teachers_learn`: the method trains
-    its teachers too (online methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows
-    without a label teach the student something. `exceptions`: contracts of all methods (the tests name them) that
-    this one cannot keep, with the reason.
+    them than it asked for, so it counts from the end. `teachers_learn`: the method trains its teachers too (online
+    methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows without a label teach the
+    student something. `mixes`: each view is a mixture of two photos. `exceptions`: contracts of all methods (the
+    tests name them) that this one cannot keep, with the reason.
     """
 
     class Config(Spec):
@@ -54,6 +54,7 @@ class Distiller(nn.Module):
     teachers_learn: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     uses_unlabelled: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
     exceptions: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:
@@ -113,9 +114,8 @@ class Sum(Distiller):
         super().__init__(first.task, first.student, cast(Sequence[Net], first.teachers), first.config)
         self.methods = (first, *others)
         self.own = nn.ModuleList(self.methods)
-        for method in self.methods:  # the nets stand once, here, for the optimiser and the checkpoint
-            del method.student
-            method.teachers = nn.ModuleList()
+        for method in self.methods:
+            method.teachers = nn.ModuleList()  # they are asked once, for all
         self.student_stages = max(method.student_stages for method in self.methods)
         self.teacher_stages = max(method.teacher_stages for method in self.methods)
 
@@ -126,3 +126,7 @@ class Sum(Distiller):
     def weight(self, name: str) -> float:
         owner = next(method for method in self.methods if hasattr(method.config, f"weight_{name}"))
         return owner.weight(name)
+
+    def after_step(self) -> None:
+        for method in self.methods:
+            method.after_step()

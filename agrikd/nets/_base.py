@@ -23,6 +23,11 @@ class Outputs:
     embedding: Tensor
     features: tuple[Tensor, ...] = ()
 
+    def detach(self) -> Outputs:
+        """The same values, through which no gradient flows."""
+        maps = tuple(one.detach() for one in self.features)
+        return Outputs(self.logits.detach(), self.embedding.detach(), maps)
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -230,6 +230,42 @@ class TestBatch:
             list(loader.ahead(iter([[(0, 0)], [(2, 0)]]), 2))
 
 
+class TestMixtures:
+    def test_a_mixture_is_a_weighted_sum_of_two_views_of_the_same_seed(self, tmp_path: Path) -> None:
+        manifest = photographed(tmp_path)
+        plain = loader_of(manifest)
+        mixing = Loader(manifest, plain.cache, plain.augment, plain.target, plain.labelled, (0, 1, 2))
+        shares = []
+        for row, view in itertools.product(range(6), range(8)):
+            mixed, own = (one.pixels(row, view).astype(float).ravel() for one in (mixing, plain))
+            fits = []
+            for partner in (0, 1, 2):
+                other = plain.pixels(partner, view).astype(float).ravel()
+                apart = other - own
+                share = float(apart @ (other - mixed) / (apart @ apart)) if apart.any() else 1.0
+                fits.append((float(np.abs(share * own + (1 - share) * other - mixed).max()), share))
+            error, share = min(fits)
+            assert error <= 1.5
+            shares.append(share)
+        assert -0.01 < min(shares) < 0.2
+        assert 0.8 < max(shares) < 1.01
+
+    def test_a_mixture_has_no_label_and_a_clean_view_is_none(self, tmp_path: Path) -> None:
+        manifest = photographed(tmp_path)
+        plain = loader_of(manifest)
+        mixing = Loader(manifest, plain.cache, plain.augment, plain.target, plain.labelled, tuple(range(6)))
+        batch = mixing.batch([(1, 4), (1, CLEAN)])
+        assert batch.labelled.tolist() == [False, True]
+        assert torch.equal(batch.images[1], plain.batch([(1, CLEAN)]).images[0])
+        assert_equal(batch, mixing.batch([(1, 4), (1, CLEAN)]))
+
+    def test_the_definition_says_who_is_mixed_in(self, tmp_path: Path) -> None:
+        manifest = photographed(tmp_path)
+        plain = loader_of(manifest)
+        made = [Loader(manifest, plain.cache, plain.augment, plain.target, plain.labelled, p) for p in ((), (0,), (1,))]
+        assert len({files.digest(loader.definition) for loader in made}) == 3
+
+
 class TestPixelCache:
     def test_photos_are_decoded_once(self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         manifest = photographed(tmp_path)
