@@ -30,7 +30,7 @@ from agrikd import console, evaluate, files, image, metrics
 from agrikd.data.loader import Batch
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.metrics import Difference, Pair
-from agrikd.nets.cached import FeatureStore
+from agrikd.nets.cached import replay
 from agrikd.nets.sources import open_net
 from agrikd.predict.torch import TorchPredictor
 from agrikd.recipe import DataSpec, NetSpec, Recipe
@@ -273,7 +273,7 @@ def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1) -> None:
     manifest = open_manifest(recipe)
     net = open_net(spec, manifest.classes).eval()
     loader = open_loader(recipe, manifest, [net])
-    FeatureStore(net, loader, int(recipe.data.views or 0)).require(manifest.indices("train")[part::parts])
+    replay(net, loader, int(recipe.data.views or 0), manifest.indices("train")[part::parts])
 
 
 def _teach(recipe: Recipe, seed: int, out: Path) -> None:

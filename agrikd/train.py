@@ -31,9 +31,8 @@ from agrikd.data.splits import subset
 from agrikd.distill._base import Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.nets import from_timm
-from agrikd.nets._base import Net
 from agrikd.nets.average import Average
-from agrikd.nets.cached import CachedTeacher, FeatureStore
+from agrikd.nets.cached import replay
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net, save_net
 from agrikd.recipe import OptimSpec, Recipe
@@ -154,8 +153,12 @@ def use_cores(recipe: Recipe) -> None:
     image.opencv().setNumThreads(1)
 
 
-def fit(recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest | None = None) -> Run:
+def fit(
+    recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest | None = None, check_cache: bool = False
+) -> Run:
     """Train the recipe's student into the Run folder `out` and return the finished Run.
+
+    check_cache: compute some of what is stored of the teachers anew, and stop where it differs.
 
     Raises `GateError` for a teacher not fit to teach, `TrainingError` for a loss that is not finite or a
     checkpoint that cannot be used, `InputError` and `StorageError` as their names say.
@@ -168,7 +171,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, manifest: Manifest |
         return run
     _gate(job, run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = TrainState(_replayed(job).to(device), recipe.optim)
+    state = TrainState(_replayed(job, check_cache).to(device), recipe.optim)
     if run.checkpoint.exists():
         state.restore(run)
     run.rewind(state.step)
@@ -355,21 +358,19 @@ def _gate(job: Job, run: Run) -> None:
     gate.decide(findings, run, job.recipe.gate.override)
 
 
-def _replayed(job: Job) -> Distiller:
+def _replayed(job: Job, check: bool = False) -> Distiller:
     """Where each photo has a fixed set of views, the frozen teachers' features are computed once and replayed."""
     method, data = job.distiller, job.recipe.data
     if data.views is None or not method.teachers or method.teachers_learn:
+        if check:
+            console.say("nothing is stored of a teacher here, so there is nothing to check")
         return method
     if method.teacher_stages:
         console.say(f"method {job.recipe.method.name} reads the teacher's feature maps: the teacher runs live")
         return method
     rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
-    nets: list[Net] = []
-    for net in method.teachers:
-        assert isinstance(net, TimmNet)
-        store = FeatureStore(net, job.loader, data.views)
-        store.require(rows)
-        nets.append(CachedTeacher(net, store))
+    seed = job.recipe.seed if check else None
+    nets = [replay(net, job.loader, data.views, rows, seed) for net in method.teachers]
     method.teachers = nn.ModuleList(nets).requires_grad_(False)
     method.train()
     return method

@@ -45,6 +45,10 @@ def distill(
     hard_labels: Annotated[bool, typer.Option("--hard-labels", help="The baseline: no teacher, no pool.")] = False,
     student_alone: Annotated[Path | None, typer.Option(help="The baseline's Run, which the teacher must beat.")] = None,
     override_gate: Annotated[str | None, typer.Option(help="A reason to go on with a refused teacher.")] = None,
+    check_cache: Annotated[
+        bool,
+        typer.Option("--check-cache", help="Compute 1 % of the stored teacher anew; stop if it differs."),
+    ] = False,
     out: Out = None,
     resume: Resume = False,
     overrides: Overrides = None,
@@ -59,7 +63,7 @@ def distill(
     made = train.load(recipe, with_flags(overrides, teacher, student_alone, override_gate))
     made = made.without_teacher() if hard_labels else made
     train.use_cores(made)
-    run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume)
+    run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume, check_cache=check_cache)
     last = run.history()[-1]
     rows = [(name, f"{value:.4g}") for name, value in last.items()]
     show(as_json, {"run": str(run.folder), **last}, str(run.folder), ("last steps", ""), rows)

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from typing import Any, Literal
 
-from agrikd import image
+from agrikd import files, image
 from agrikd.data.manifest import Row
 from agrikd.errors import MissingExtraError
 from agrikd.types import Image
@@ -47,7 +47,9 @@ class Augment:
         """What the pixels of a view depend on; a part of every cache key."""
         import albumentations
 
-        return {"strength": self.strength, "size": self.size, "albumentations": albumentations.__version__}
+        steps = None if self.strength == "none" else _transform(self.strength, self.size).to_dict()["transform"]
+        named = {"strength": self.strength, "steps": files.digest(steps), "size": self.size}
+        return {**named, "albumentations": albumentations.__version__}
 
 
 def seed_of(row: Row, view: int) -> int:
