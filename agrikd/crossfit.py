@@ -16,9 +16,10 @@ from agrikd import console, evaluate, gate
 from agrikd.data.manifest import Manifest
 from agrikd.data.splits import folds
 from agrikd.errors import InputError, Problem
+from agrikd.jobs import open_manifest
 from agrikd.predict.torch import TorchPredictor
 from agrikd.run import Run
-from agrikd.train import fit, open_manifest
+from agrikd.train import fit
 
 
 def held_out(run: Run, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
@@ -32,7 +33,7 @@ def held_out(run: Run, count: int) -> tuple[NDArray[np.float32], NDArray[np.int6
         return *_predicted(run.folder, manifest, rows), "val"
     if (stored := gate.held_out_evidence(run)) is None:
         logits, truth = _crossfit(run, manifest, count)
-        gate.write_held_out(run.folder, truth, logits)
+        run.write_held_out(truth, logits)
         return logits, truth, "out-of-fold"
     return stored.logits, stored.truth, "out-of-fold"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from agrikd import console, files, image, train
+from agrikd import console, files, image, jobs, train
 from agrikd.calibrate import calibrate
 from agrikd.crossfit import held_out
 from agrikd.data import manifest as manifests
@@ -38,7 +38,7 @@ def run_demo(out: Path) -> Judged:
     _draw(photos, CONFIG)
     recipe = _recipe(photos / "manifest.csv")
     files.write_text(out / "recipe.yaml", recipe.to_yaml())
-    train.use_cores(recipe)
+    jobs.use_cores(recipe)
     teacher = _taught(recipe, out)
     runs = _students(recipe, teacher, out / "runs")
     console.say("5 of 8  calibrate: temperature and thresholds on the val split")

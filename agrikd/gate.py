@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from agrikd import console, files, metrics
 from agrikd.data.loader import Loader
-from agrikd.errors import GateError, InputError, Problem
+from agrikd.errors import GateError
 from agrikd.nets._base import Origin
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
@@ -95,20 +93,8 @@ def decide(findings: Sequence[Sequence[Check]], run: Run, override: str | None) 
 
 def held_out_evidence(run: Run) -> Evidence | None:
     """A Run's stored held-out predictions."""
-    path = run.folder / "held_out.npz"
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return Evidence(f"{len(stored['truth'])} held-out rows", stored["truth"], stored["logits"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        mend = "copy it again, or make the Run again"
-        raise InputError(Problem(str(path), f"is damaged ({error})", mend)) from None
-
-
-def write_held_out(folder: Path, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
-    with files.replacing(folder / "held_out.npz") as temporary, temporary.open("wb") as out:
-        np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32))
+    stored = run.held_out()
+    return stored and Evidence(f"{len(stored[0])} held-out rows", *stored)
 
 
 def _classes(origin: Origin, classes: tuple[str, ...]) -> Check:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agrikd import evaluate, files, train
+from agrikd import evaluate, files, jobs
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
@@ -96,7 +96,7 @@ def _manifest(runs: list[Run], data: Path | None) -> Manifest:
         return manifest
     if not runs:
         raise InputError(Problem("--data", "an .onnx file does not know its photos", "name a manifest with --data"))
-    return train.open_manifest(runs[0].recipe)
+    return jobs.open_manifest(runs[0].recipe)
 
 
 def _label(path: Path, models: Sequence[Path]) -> str:

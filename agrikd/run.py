@@ -16,6 +16,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agrikd import files
 from agrikd.errors import InputError, Problem
@@ -140,6 +144,22 @@ class Run:
 
     def write_calibration(self, calibration: Calibration) -> None:
         files.write_json(self.folder / "calibration.json", asdict(calibration))
+
+    def held_out(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """(truth [N], logits [N, C]) on rows the net has never learned from, where they are stored."""
+        path = self.folder / "held_out.npz"
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return stored["truth"], stored["logits"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            mend = "copy it again, or make the Run again"
+            raise InputError(Problem(str(path), f"is damaged ({error})", mend)) from None
+
+    def write_held_out(self, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+        with files.replacing(self.folder / "held_out.npz") as temporary, temporary.open("wb") as out:
+            np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32))
 
 
 def environment() -> dict[str, Any]:

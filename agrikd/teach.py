@@ -19,20 +19,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agrikd import console, gate, metrics
+from agrikd import console, metrics
 from agrikd.data.augment import CLEAN
 from agrikd.data.loader import Batch, Loader, Sampler, Views
 from agrikd.data.manifest import Manifest
 from agrikd.data.splits import folds
 from agrikd.distill.none import StudentAlone
 from agrikd.errors import InputError, Problem
+from agrikd.jobs import open_loader, open_manifest
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net, save_net
 from agrikd.recipe import MethodSpec, Recipe, Stage
 from agrikd.run import Run
 from agrikd.tasks import open_task
-from agrikd.train import TrainState, fit_epoch, open_loader, open_manifest
+from agrikd.train import TrainState, fit_epoch
 
 _L2 = (1e-3, 1e-2, 1e-1)
 """Weight penalties of the probe that held-out predictions choose from."""
@@ -90,7 +91,7 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     truth = _truth(loader, parts)
     temperature = metrics.fit_temperature(taught.logits, truth)
     _divide(taught.whole.classifier, temperature)
-    gate.write_held_out(run.folder, truth, taught.logits / np.float32(temperature))
+    run.write_held_out(truth, taught.logits / np.float32(temperature))
     run.amend(stages=[asdict(v) for v in verdicts], temperature=temperature, origin=net.origin.source)
     save_net(taught.whole, own, run)
     return run

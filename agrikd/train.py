@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,136 +19,24 @@ from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from agrikd import console, distill, files, gate, image, tasks
-from agrikd import recipe as recipes
-from agrikd.data import manifest as manifests
-from agrikd.data.augment import Augment
-from agrikd.data.loader import Batch, Loader, PixelCache, Sampler
+from agrikd import console, files, gate, image
+from agrikd.data.loader import Batch, Loader
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import subset
 from agrikd.distill._base import Distiller
-from agrikd.errors import InputError, Problem, TrainingError
-from agrikd.nets import from_timm
+from agrikd.errors import TrainingError
+from agrikd.jobs import Job, prepare
+from agrikd.nets._base import Net
 from agrikd.nets.average import Average
 from agrikd.nets.cached import replay
+from agrikd.nets.ensemble import Ensemble
 from agrikd.nets.from_timm import TimmNet
-from agrikd.nets.sources import open_net, save_net
-from agrikd.recipe import OptimSpec, Recipe
+from agrikd.nets.sources import save_net
+from agrikd.recipe import NetSpec, OptimSpec, Recipe
 from agrikd.run import Run
-from agrikd.tasks import open_task
 
 _LOG_EVERY = 10
 _THUMBNAIL = 96
 _KEPT_EXAMPLES = 5000
-
-
-@dataclass(frozen=True)
-class Job:
-    """A recipe made ready: its photos, its batches, and the distiller over its nets."""
-
-    recipe: Recipe
-    manifest: Manifest
-    loader: Loader
-    sampler: Sampler
-    distiller: Distiller
-
-    @property
-    def student(self) -> TimmNet:
-        student = self.distiller.student
-        assert isinstance(student, TimmNet)
-        return student
-
-
-def load(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file and check it against timm, the task and the method: every mistake in one report."""
-    raw = recipes.read_mapping(path, overrides)
-    problems = _absent(raw, str(path))
-    try:
-        recipe = recipes.parse(raw, str(path))
-    except InputError as error:
-        raise InputError((*error.problems, *problems)) from None
-    if problems:
-        raise InputError(problems)
-    return recipe
-
-
-def _absent(raw: dict[str, Any], where: str) -> list[Problem]:
-    """What a raw recipe names that is not there: a task, a method or one of its keys, a timm model, the manifest."""
-    found = [*tasks.problems(raw.get("task"), where), *distill.problems(raw.get("method"), where)]
-    found += from_timm.problems(raw.get("student"), f"{where}: student")
-    teachers, data = raw.get("teachers"), raw.get("data")
-    for number, teacher in enumerate(teachers if isinstance(teachers, list) else ()):
-        found += from_timm.problems(teacher, f"{where}: teachers.{number}")
-    manifest = data.get("manifest") if isinstance(data, dict) else None
-    if isinstance(manifest, str) and not Path(manifest).is_file():
-        mend = "make one with: agrikd init FOLDER"
-        found.append(Problem(f"{where}: data.manifest", f"there is no file {manifest}", mend))
-    return found
-
-
-def open_manifest(recipe: Recipe) -> Manifest:
-    """The recipe's rows, with the labels beyond `labels_per_class` hidden."""
-    manifest = manifests.read(recipe.data.manifest, recipe.data.root)
-    manifests.require_files(manifest, str(recipe.data.manifest))
-    return subset(manifest, recipe.data.labels_per_class, recipe.data.subset_seed)
-
-
-def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
-    """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
-    manifest = manifest or open_manifest(recipe)
-    task = open_task(recipe.task, manifest.classes)
-    _require_sense(recipe)
-    torch.manual_seed(recipe.seed)
-    student = open_net(recipe.student, task.classes)
-    if student.origin.classes not in (None, task.classes):
-        known = f"its weights know the classes {', '.join(student.origin.classes or ())}"
-        raise InputError(Problem("student", known, f"the photos have {', '.join(task.classes)}: name a timm model"))
-    needed = recipe.teachers if any(method.needs_teacher for method in _methods(recipe)) else ()
-    teachers = [open_net(spec, task.classes) for spec in needed]
-    loader = open_loader(recipe, manifest, [student, *teachers])
-    sampler = _sampler(recipe, manifest)
-    if alone := recipe.gate.student_alone:
-        Run.open(alone)
-    distiller = distill.open_method(recipe.method, task, student, teachers)
-    return Job(recipe, manifest, loader, sampler, distiller)
-
-
-def _methods(recipe: Recipe) -> list[type[Distiller]]:
-    return [distill.method(spec.name) for spec in (recipe.method, *recipe.method.also)]
-
-
-def _require_sense(recipe: Recipe) -> None:
-    """What the methods need of the rest of the recipe."""
-    problems = []
-    for spec, method in zip((recipe.method, *recipe.method.also), _methods(recipe), strict=True):
-        if method.needs_teacher and not recipe.teachers:
-            mend = "add one under teachers:, or use method none"
-            problems.append(Problem("teachers", f"method {spec.name} needs a teacher", mend))
-    if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in _methods(recipe)):
-        mend = "set it to 0, or use --hard-labels"
-        wrong = f"method {recipe.method.name} learns nothing from rows without a label"
-        problems.append(Problem("data.unlabelled_share", wrong, mend))
-    if problems:
-        raise InputError(problems)
-
-
-def open_loader(recipe: Recipe, manifest: Manifest, nets: list[TimmNet]) -> Loader:
-    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes."""
-    data = recipe.data
-    largest = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
-    size = data.size or largest
-    if size[0] < largest[0] or size[1] < largest[1]:
-        wrong = f"is {size[0]} × {size[1]}, smaller than a net's input of {largest[0]} × {largest[1]}"
-        raise InputError(Problem("data.size", wrong, "leave it out, or make it as large as the largest net's input"))
-    cache = PixelCache(manifest, size, data.fit, data.cache_mb)
-    target, labelled = open_task(recipe.task, manifest.classes).encode(manifest)
-    return Loader(manifest, cache, Augment(data.augment, size), target, labelled)
-
-
-def use_cores(recipe: Recipe) -> None:
-    """Leave the loader's threads a core each: torch's threads and theirs hinder each other on a small machine."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - recipe.data.workers))
-    image.opencv().setNumThreads(1)
 
 
 def fit(
@@ -328,18 +214,6 @@ def _accuracy(net: nn.Module, loader: Loader, indices: tuple[int, ...], device: 
     return right / len(indices)
 
 
-def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:
-    data = recipe.data
-    return Sampler(
-        labelled=manifest.indices("train", labelled=True),
-        unlabelled=manifest.indices("train", labelled=False),
-        batch=recipe.optim.batch,
-        unlabelled_share=data.unlabelled_share,
-        views=data.views,
-        seed=recipe.seed,
-    )
-
-
 def _gate(job: Job, run: Run) -> None:
     """Hold every teacher against the gate; its words are kept in the Run, a refusal leaves no trained weights."""
     if not job.distiller.teachers or job.distiller.teachers_learn:
@@ -352,16 +226,24 @@ def _gate(job: Job, run: Run) -> None:
             held_out=Run.open(spec.run) if spec.run else None,
             alone=Run.open(alone) if alone else None,
         )
-        for net, spec in zip(job.distiller.teachers, job.recipe.teachers, strict=True)
-        if isinstance(net, TimmNet)
+        for net, spec in _each_teacher(job)
     ]
     gate.decide(findings, run, job.recipe.gate.override)
 
 
+def _each_teacher(job: Job) -> Iterator[tuple[TimmNet, NetSpec]]:
+    """The teachers, an ensemble's members one by one."""
+    for net, spec in zip(job.distiller.teachers, job.recipe.teachers, strict=True):
+        nets, specs = (net.members, spec.ensemble) if isinstance(net, Ensemble) else ([net], (spec,))
+        for member, own in zip(nets, specs, strict=True):
+            assert isinstance(member, TimmNet)
+            yield member, own
+
+
 def _replayed(job: Job, check: bool = False) -> Distiller:
     """Where each photo has a fixed set of views, the frozen teachers' features are computed once and replayed."""
-    method, data = job.distiller, job.recipe.data
-    if data.views is None or not method.teachers or method.teachers_learn:
+    method, views = job.distiller, job.recipe.data.views
+    if views is None or not method.teachers or method.teachers_learn:
         if check:
             console.say("nothing is stored of a teacher here, so there is nothing to check")
         return method
@@ -370,8 +252,13 @@ def _replayed(job: Job, check: bool = False) -> Distiller:
         return method
     rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
     seed = job.recipe.seed if check else None
-    nets = [replay(net, job.loader, data.views, rows, seed) for net in method.teachers]
-    method.teachers = nn.ModuleList(nets).requires_grad_(False)
+
+    def replayed(net: nn.Module) -> Net:
+        if isinstance(net, Ensemble):  # its members' stores serve other ensembles too
+            return Ensemble([replayed(member) for member in net.members], net.combine, net.best)
+        return replay(net, job.loader, views, rows, seed)
+
+    method.teachers = nn.ModuleList(replayed(net) for net in method.teachers).requires_grad_(False)
     method.train()
     return method
 

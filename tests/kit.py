@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agrikd import distill
@@ -46,3 +48,8 @@ def distiller(name: str, student: Net | None = None) -> distill.Distiller:
     method = distill.method(name)
     teachers = [Tiny(2)] if method.needs_teacher else []
     return method(Classification(CLASSES), student or Tiny(1), teachers, method.Config())
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

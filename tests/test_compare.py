@@ -1,18 +1,79 @@
-"""What a study says in words."""
+"""What a grid trains, and what a study says in words."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from agrikd.compare import ALONE, TEACHER, WITH_POOL, Arm, Study
+from agrikd.errors import InputError
+from agrikd.grid import ALONE, POOL, TEACHER, Place, Plan, require
+from agrikd.recipe import DataSpec, MethodSpec, NetSpec, Recipe
+from agrikd.study import FIGURES, Cost, Judged, Split, Study, csv_of, summed_up
+
+PLACE = Place("leaves", 20, "student")
+TAUGHT = Place("leaves", 20, "big")
+COSTS = {"student": Cost(600_000, 2_400_000, 3.0), "big": Cost(5_000_000, 20_000_000, 40.0)}
+TRUTH = np.arange(60) % 3
 
 
-def arm(name: str, *macro_f1: float) -> Arm:
-    return Arm("leaves", name, macro_f1, macro_f1, macro_f1, 1.0, None)
+def judged(place: Place, arm: str, seed: int, wrong: int, refused: str = "") -> Judged:
+    said = TRUTH.copy()
+    said[:wrong] = (said[:wrong] + 1) % 3
+    score = 1 - wrong / 60
+    return Judged(place, arm, seed, dict.fromkeys(FIGURES, score), refused, TRUTH, said)
 
 
-@pytest.mark.parametrize(("alone", "cautions"), [(0.6, 0), (0.75, 1), (0.8, 1)])
-def test_a_teacher_no_better_than_the_student_alone_is_named(alone: float, cautions: int) -> None:
-    study = Study(2, 100, (arm(TEACHER, 0.7, 0.8), arm(ALONE, alone, alone), arm(WITH_POOL, 0.9, 0.9)), {})
-    assert len(study.cautions()) == cautions
-    assert study.markdown().count("no better than the student alone") == cautions
+def study(alone: int, distilled: int, teacher: int, seeds: int = 3) -> Study:
+    wrong = ((TAUGHT, TEACHER, teacher), (PLACE, ALONE, alone), (PLACE, "kd", distilled), (PLACE, "kd" + POOL, 0))
+    runs = [judged(place, arm, seed, n) for seed in range(seeds) for place, arm, n in wrong]
+    return summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+
+
+@pytest.mark.parametrize(("alone", "cautions"), [(30, 0), (15, 1), (10, 1)])
+def test_a_teacher_no_better_than_the_student_alone_is_named(alone: int, cautions: int) -> None:
+    made = study(alone, 5, 15)
+    assert sum("no better than the student alone" in said for said in made.cautions()) == cautions
+    assert made.markdown().count("no better than the student alone") == cautions
+
+
+def test_few_seeds_are_named() -> None:
+    assert any("2 seeds say little" in said for said in study(30, 5, 10, seeds=2).cautions())
+    assert study(30, 5, 10, seeds=3).cautions() == []
+
+
+def test_verdicts_are_of_each_arm_against_alone() -> None:
+    made = study(30, 40, 10)
+    assert set(made.overall) == {"kd", "kd" + POOL}
+    said = made.words()
+    assert any(one.startswith("kd hurts by") for one in said)
+    assert any(one.startswith("kd + unlabelled helps by") for one in said)
+    cells = {arm.arm: arm.cells() for arm in made.arms}
+    assert cells["kd"][8].startswith("hurts by")
+    assert cells[ALONE][8] == cells[TEACHER][8] == "–"
+
+
+def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
+    runs = [judged(TAUGHT, TEACHER, 0, 5), judged(PLACE, ALONE, 0, 9), judged(PLACE, "kd", 0, 9, "a random head")]
+    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    assert any("refused the teacher of 1 of 1 seeds for kd" in said for said in made.cautions())
+    lines = csv_of(runs).splitlines()
+    assert len(lines) == 4 and lines[3].endswith("a random head") and lines[2].endswith("passed")
+
+
+def test_the_page_shows_each_arm() -> None:
+    page = study(30, 10, 5).html()
+    assert page.count("<tr>") == 1 + 4 + 1 + 2
+    assert "2 of 2 ways of training are better" in page
+    assert page.count("<svg") == 2
+    assert "kd + unlabelled" in page and "600,000" in page
+
+
+def test_all_that_cannot_be_compared_is_said_at_once() -> None:
+    data = DataSpec(manifest=Path("none.csv"))
+    recipe = Recipe(name="x", data=data, student=NetSpec(timm="a"), method=MethodSpec(name="none"))
+    with pytest.raises(InputError) as error:
+        require([recipe, recipe], Plan(0, methods=("kdd",)))
+    said = str(error.value)
+    assert all(part in said for part in ("seeds", "two recipes", "no method 'kdd'", "data.views", "data.size"))

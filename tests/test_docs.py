@@ -11,8 +11,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from agrikd import jobs
 from agrikd import recipe as recipes
-from agrikd import train
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.data import start
@@ -105,7 +105,7 @@ def test_recipes_are_counted() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGRIKD_DATA", "/somewhere")
-    recipe = train.load(path)
+    recipe = jobs.load(path)
     assert recipe.name == path.stem
     assert recipes.parse(yaml.safe_load(recipe.to_yaml()), "again").digest == recipe.digest
 
@@ -113,8 +113,8 @@ def test_each_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_finds_its_photos(path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGRIKD_DATA", str(datasets))
-    recipe = train.load(path)
-    manifest = train.open_manifest(recipe)
+    recipe = jobs.load(path)
+    manifest = jobs.open_manifest(recipe)
     per_class = recipe.data.labels_per_class
     assert len(manifest.indices("train", labelled=True)) == per_class * len(manifest.classes)
     assert manifest.indices("train", labelled=False)
@@ -144,7 +144,7 @@ def test_init_writes_a_recipe_that_loads(tiny_photos: Path, tmp_path: Path) -> N
             (tmp_path / "my photos" / row.target).mkdir(parents=True, exist_ok=True)
             shutil.copy(tiny_photos / row.path, tmp_path / "my photos" / row.target)
     made = start.start(tmp_path / "my photos", tmp_path / "season")
-    recipe = train.load(made.recipe)
+    recipe = jobs.load(made.recipe)
     assert recipe.name == "my-photos"
-    assert train.open_manifest(recipe).classes == ("blight", "healthy", "rust")
+    assert jobs.open_manifest(recipe).classes == ("blight", "healthy", "rust")
     assert made.assumptions

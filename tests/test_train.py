@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from kit import same_weights
 
-from agrikd import train
+from agrikd import jobs, train
 from agrikd.errors import InputError, TrainingError
 from agrikd.recipe import OptimSpec, parse
 from agrikd.run import Run
@@ -34,11 +34,6 @@ def distilled(tiny: Tiny, taught: Path, **changes: Any) -> dict[str, Any]:
     raw["data"] = {**raw["data"], "unlabelled_share": 0.5}
     raw["student"] = {**raw["student"], "kwargs": {"drop_rate": 0.2}}
     return raw
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    one, other = load_file(a / "weights.safetensors"), load_file(b / "weights.safetensors")
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 _CHILD = """
@@ -159,7 +154,7 @@ def test_learning_rate_golden_values() -> None:
 
 
 def test_the_average_follows_the_formula(tiny: Tiny) -> None:
-    job = train.prepare(parse(tiny(optim={"steps": 3, "batch": 8, "ema": 0.5}), "test"))
+    job = jobs.prepare(parse(tiny(optim={"steps": 3, "batch": 8, "ema": 0.5}), "test"))
     state = train.TrainState(job.distiller, job.recipe.optim)
     name, live = next(iter(job.student.named_parameters()))
     followed = None
@@ -176,7 +171,7 @@ def test_stored_features_teach_as_the_live_teacher_does(tiny: Tiny, taught: Path
     raw = distilled(tiny, taught)
     raw["data"]["views"] = 3
     recipe = parse(raw, "test")
-    job = train.prepare(recipe)
+    job = jobs.prepare(recipe)
     live = job.distiller.teachers[0]
     cached = train._replayed(job).teachers[0]
     seen = 0

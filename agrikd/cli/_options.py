@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agrikd import console
+from agrikd.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from agrikd.grid import Plan
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(help="A Run folder.", show_default=False)]
@@ -45,3 +49,19 @@ def with_flags(
     if override_gate:
         flags.append("gate.override=" + json.dumps(override_gate))
     return (*flags, *(overrides or ()))
+
+
+def grid_plan(seeds: int, methods: str, labels: str, students: str) -> Plan:
+    """`compare`'s lists, each with commas between; labels are numbers or "all"."""
+    from agrikd.grid import Plan
+
+    numbers = []
+    for text in _listed(labels):
+        if text != "all" and not (text.isdecimal() and int(text)):
+            raise InputError(Problem("--labels", f"{text!r} is no number of labels", "write numbers or all: 5,20,all"))
+        numbers.append(0 if text == "all" else int(text))
+    return Plan(seeds, _listed(methods) or None, tuple(numbers) or None, _listed(students) or None)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

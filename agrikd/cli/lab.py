@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from agrikd import console
-from agrikd.cli._options import AsJson, Overrides, RecipeFile, Resume, RunFolder, runs_folder, show, with_flags
+from agrikd.cli._options import (
+    AsJson,
+    Overrides,
+    RecipeFile,
+    Resume,
+    RunFolder,
+    grid_plan,
+    runs_folder,
+    show,
+    with_flags,
+)
 
 Out = Annotated[Path | None, typer.Option(help="The Run folder to make (default: runs/NAME beside the recipe).")]
 
@@ -23,11 +33,11 @@ def teach(recipe: RecipeFile, out: Out = None, overrides: Overrides = None, as_j
 
     Example: agrikd teach recipe.yaml
     """
+    from agrikd import jobs
     from agrikd import teach as teaching
-    from agrikd import train
 
-    made = train.load(recipe, tuple(overrides or ()))
-    train.use_cores(made)
+    made = jobs.load(recipe, tuple(overrides or ()))
+    jobs.use_cores(made)
     run = teaching.teach(made, out or runs_folder(recipe, f"{made.name}-teacher"))
     said = run.record()
     rows = [
@@ -58,11 +68,11 @@ def distill(
 
     Example: agrikd distill recipe.yaml --teacher runs/coffee-teacher --student-alone runs/coffee-alone
     """
-    from agrikd import train
+    from agrikd import jobs, train
 
-    made = train.load(recipe, with_flags(overrides, teacher, student_alone, override_gate))
+    made = jobs.load(recipe, with_flags(overrides, teacher, student_alone, override_gate))
     made = made.without_teacher() if hard_labels else made
-    train.use_cores(made)
+    jobs.use_cores(made)
     run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume, check_cache=check_cache)
     last = run.history()[-1]
     rows = [(name, f"{value:.4g}") for name, value in last.items()]
@@ -118,8 +128,11 @@ def evaluate(
 
 def compare(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, one a dataset.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Where runs, study.json and study.md go; finished runs are kept.")],
+    out: Annotated[Path, typer.Option(help="Where runs, runs.csv and study.html go; finished runs are kept.")],
     seeds: Annotated[int, typer.Option(help="At least 3 for a study.")] = 5,
+    methods: Annotated[str, typer.Option(help="Names with commas between (default: the recipe's).")] = "",
+    labels: Annotated[str, typer.Option(help="Per class, as in 5,20,all (default: the recipe's).")] = "",
+    students: Annotated[str, typer.Option(help="timm names, or name=weights (default: the recipe's).")] = "",
     processes: Annotated[int | None, typer.Option(min=1, help="(default: as many as cores)")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
     overrides: Overrides = None,
@@ -127,19 +140,21 @@ def compare(
 ) -> None:
     """Student alone against distilled, and against distilled with the unlabelled pool: does it help?
 
-    Example: agrikd compare coffee.yaml --out studies/coffee --dry-run
+    Example: agrikd compare coffee.yaml --methods kd,dkd --labels 5,20,all --out studies/coffee --dry-run
     """
     from agrikd import compare as comparing
-    from agrikd import train
+    from agrikd import jobs, study
 
-    made = [train.load(path, tuple(overrides or ())) for path in recipes]
+    plan = grid_plan(seeds, methods, labels, students)
+    made = [jobs.load(path, tuple(overrides or ())) for path in recipes]
     if dry_run:
-        costs = [comparing.cost(recipe, seeds) for recipe in made]
-        rows = [(c.recipe, str(c.runs), str(c.steps), f"{c.teacher_views}", f"{c.minutes:.0f}") for c in costs]
+        found = [comparing.estimate(recipe, plan, out) for recipe in made]
+        rows = [(c.recipe, f"{c.runs}", f"{c.steps}", f"{c.teacher_views}", f"{c.core_minutes:.0f}") for c in found]
         asked = ("recipe", "runs", "steps each", "teacher views", "core-minutes")
-        show(as_json, [vars(c) for c in costs], "What it would cost", asked, rows)
+        show(as_json, [vars(c) for c in found], "What it would cost", asked, rows)
         return
-    study = comparing.compare(made, seeds, out, processes)
-    show(as_json, study.to_json(), str(out), comparing.COLUMNS, [comparing.cells(arm) for arm in study.arms])
-    for sentence in study.words():
+    said = comparing.compare(made, plan, out, processes)
+    show(as_json, said.to_json(), str(out), study.COLUMNS, [arm.cells() for arm in said.arms])
+    for sentence in said.words():
         console.say(sentence)
+    console.say(f"report: {out / 'study.html'}")

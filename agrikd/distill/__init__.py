@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from agrikd.distill._base import Distiller, Sum
+from agrikd.distill._base import Distiller
+from agrikd.distill._sum import Sum
 from agrikd.errors import InputError, Problem
 from agrikd.nets._base import Net
 from agrikd.recipe import MethodSpec, problems_of

@@ -1,4 +1,4 @@
-"""Who must agree with whom: the base of every method, and the sum of several.
+"""Who must agree with whom: the base of every method.
 
 A method usually writes `distillation_losses` alone. The base adds the task's own loss, weighs the parts by
 name, lets unlabelled rows speak through the teacher only, and keeps frozen teachers frozen.
@@ -39,8 +39,8 @@ class Distiller(nn.Module):
     `student_stages` and `teacher_stages`: how many of the last feature maps the method reads; there may be more of
     them than it asked for, so it counts from the end. `teachers_learn`: the method trains its teachers too (online
     methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows without a label teach the
-    student something. `mixes`: each view is a mixture of two photos. `exceptions`: contracts of all methods (the
-    tests name them) that this one cannot keep, with the reason.
+    student something. `mixes`: each view is a mixture of two photos. `peers`: its teachers are nets of the student's
+    own kind. `exceptions`: contracts of all methods (the tests name them) that this one cannot keep, with the reason.
     """
 
     class Config(Spec):
@@ -55,6 +55,7 @@ class Distiller(nn.Module):
     needs_teacher: ClassVar[bool] = True
     uses_unlabelled: ClassVar[bool] = True
     mixes: ClassVar[bool] = False
+    peers: ClassVar[bool] = False
     exceptions: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:
@@ -105,28 +106,3 @@ class Distiller(nn.Module):
         """The mean over rows, an unlabelled row counting `weight_unlabelled`."""
         weight = torch.where(batch.labelled, 1.0, self.config.weight_unlabelled)
         return (loss * weight).sum() / weight.sum().clamp(min=1e-9)
-
-
-class Sum(Distiller):
-    """The first method with the losses of others beside its own; a part is weighed by the Config that names it."""
-
-    def __init__(self, first: Distiller, others: Sequence[Distiller]) -> None:
-        super().__init__(first.task, first.student, cast(Sequence[Net], first.teachers), first.config)
-        self.methods = (first, *others)
-        self.own = nn.ModuleList(self.methods)
-        for method in self.methods:
-            method.teachers = nn.ModuleList()  # they are asked once, for all
-        self.student_stages = max(method.student_stages for method in self.methods)
-        self.teacher_stages = max(method.teacher_stages for method in self.methods)
-
-    def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
-        each = [method.distillation_losses(student, teachers, batch) for method in self.methods]
-        return {name: loss for losses in each for name, loss in losses.items()}
-
-    def weight(self, name: str) -> float:
-        owner = next(method for method in self.methods if hasattr(method.config, f"weight_{name}"))
-        return owner.weight(name)
-
-    def after_step(self) -> None:
-        for method in self.methods:
-            method.after_step()

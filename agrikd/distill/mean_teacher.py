@@ -34,6 +34,8 @@ def consistency(student: Tensor, average: Tensor) -> Tensor:
 
 
 class MeanTeacher(Distiller):
+    """average: follows the student after each step, in eval mode and without gradients."""
+
     needs_teacher: ClassVar[bool] = False
 
     class Config(Distiller.Config):

@@ -28,7 +28,10 @@ def mutual_loss(task: Task, own: Outputs, peers: Sequence[Outputs]) -> Tensor:
 
 
 class MutualLearning(Distiller):
+    """teachers: the peers. Parts: task and mutual are the student's own, peers is all that the others learn."""
+
     teachers_learn: ClassVar[bool] = True
+    peers: ClassVar[bool] = True
     exceptions: ClassVar[Mapping[str, str]] = {"zero at equality": "its peers learn from the labels too"}
 
     class Config(Distiller.Config):

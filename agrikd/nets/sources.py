@@ -36,6 +36,8 @@ def open_net(spec: NetSpec, classes: tuple[str, ...]) -> TimmNet:
     Raises `InputError` where the weights are missing, unreadable or of another net, or the net cannot take its
     input size.
     """
+    if spec.ensemble:
+        raise InputError(Problem("ensemble", "cannot be trained or exported as one net", "name one of its members"))
     net = _opened(spec, classes)
     if spec.run is None or spec.input_size is not None:
         _require_answer(net)

@@ -12,7 +12,7 @@ from kit import CLASSES, Tiny, batch, distiller
 from numpy.typing import NDArray
 
 from agrikd import distill
-from agrikd.distill._base import Sum
+from agrikd.distill._sum import Sum
 from agrikd.distill.dist import dist_losses
 from agrikd.distill.dkd import dkd_losses
 from agrikd.distill.logit_std import logit_std_loss, standardised

@@ -1,0 +1,256 @@
+"""What a comparison found: a table, verdicts in words, learning curves, and accuracy against cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agrikd import files, metrics, pages, plots
+from agrikd.grid import ALONE, TEACHER, Place
+from agrikd.metrics import Difference, Pair
+
+COLUMNS = (
+    "data",
+    "labels a class",
+    "student",
+    "arm",
+    "macro-F1 (mean ± sd)",
+    "accuracy",
+    "ECE",
+    "agreement",
+    "against alone",
+    "minutes a run",
+)
+FIGURES = ("macro_f1", "accuracy", "ece", "agreement", "minutes")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run on the test split: its row of runs.csv, and what it said. truth: int [N]. said: int [N]."""
+
+    place: Place
+    arm: str
+    seed: int
+    figures: Mapping[str, float]
+    refused: str
+    truth: NDArray[np.int64]
+    said: NDArray[np.int64]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        own = {"data": self.place.data, "labels": self.place.labels or "all", "student": self.place.student}
+        return {**own, "arm": self.arm, "seed": self.seed, **self.figures, "gate": self.refused or "passed"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm at one place: figures over seeds, and the difference to the student alone."""
+
+    place: Place
+    arm: str
+    figures: Mapping[str, tuple[float, ...]]
+    difference: Difference | None
+    refused: int
+
+    @property
+    def macro_f1(self) -> float:
+        return float(np.mean(self.figures["macro_f1"]))
+
+    @property
+    def deviation(self) -> float:
+        values = self.figures["macro_f1"]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        difference = self.difference and self.difference._asdict()
+        return {
+            **asdict(self.place),
+            "arm": self.arm,
+            **self.figures,
+            "against_alone": difference,
+            "refused": self.refused,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of the table."""
+        mean = {name: np.mean(values) for name, values in self.figures.items()}
+        return (
+            self.place.data,
+            str(self.place.labels or "all"),
+            self.place.student,
+            self.arm,
+            f"{self.macro_f1:.3f} ± {self.deviation:.3f}",
+            f"{mean['accuracy']:.3f}",
+            f"{mean['ece']:.3f}",
+            "–" if self.arm == TEACHER else f"{mean['agreement']:.3f}",
+            metrics.verdict(self.difference) if self.difference else "–",
+            f"{mean['minutes']:.1f}",
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one net: parameters, bytes of its float32 weights, and median ms a photo on one thread of this machine."""
+
+    parameters: int
+    size_bytes: int
+    ms_per_image: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """All arms, each arm's difference averaged over the places where it was tried, and what the nets cost."""
+
+    seeds: int
+    steps: int
+    arms: tuple[Arm, ...]
+    overall: Mapping[str, Difference]
+    costs: Mapping[str, Cost]
+
+    def to_json(self) -> dict[str, Any]:
+        overall = {arm: found._asdict() for arm, found in self.overall.items()}
+        costs = {name: asdict(cost) for name, cost in self.costs.items()}
+        arms = [arm.to_json() for arm in self.arms]
+        return {"seeds": self.seeds, "steps": self.steps, "arms": arms, "overall": overall, "costs": costs}
+
+    def words(self) -> list[str]:
+        """What the study comes to, in sentences."""
+        verdicts = [f"{arm} {metrics.verdict(found)}" for arm, found in self.overall.items()]
+        places = len({arm.place for arm in self.arms if arm.arm == ALONE})
+        return [*(f"over all {places} places: {said}" if places > 1 else said for said in verdicts), *self.cautions()]
+
+    def summary(self) -> str:
+        """How many of the arms help, in one sentence."""
+        better = sum(found.low > 0 for found in self.overall.values())
+        worse = sum(found.high < 0 for found in self.overall.values())
+        said = f"{better} of {len(self.overall)} ways of training are better than the student alone, {worse} worse"
+        rest = len(self.overall) - better - worse
+        return f"{said}; of {rest} the {self.seeds} seeds cannot tell." if rest else f"{said}."
+
+    def cautions(self) -> list[str]:
+        """Where the teacher knew no more than the student, or the gate refused it; and too few seeds."""
+        alone = {arm.place: arm.macro_f1 for arm in self.arms if arm.arm == ALONE}
+        teacher = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
+        weak = [
+            f"{place}: the teacher ({found.macro_f1:.3f}) is no better than the student alone ({value:.3f});"
+            " find a better one first"
+            for place, value in alone.items()
+            if (found := teacher.get((place.data, place.labels))) and found.macro_f1 <= value
+        ]
+        refused = [
+            f"{arm.place}: the gate refused the teacher of {arm.refused} of {len(arm.figures['macro_f1'])} seeds"
+            f" for {arm.arm}"
+            for arm in self.arms
+            if arm.refused and arm.arm != "random head"
+        ]
+        few = [f"{self.seeds} seeds say little of the chance of training: take at least 3"] if self.seeds < 3 else []
+        return [*weak, *refused, *few]
+
+    def markdown(self) -> str:
+        """The table for models/LOG.md."""
+        lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines += ["| " + " | ".join(arm.cells()) + " |" for arm in self.arms]
+        return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.words())])
+
+    def write(self, out: Path) -> None:
+        """study.json, study.md and study.html."""
+        files.write_json(out / "study.json", self.to_json())
+        files.write_text(out / "study.md", self.markdown() + "\n")
+        files.write_text(out / "study.html", self.html())
+
+    def html(self) -> str:
+        with plots.drawing():
+            pictures = [*self._curves(), *self._trades()]
+        taught = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
+        places: dict[Place, list[Arm]] = defaultdict(list)
+        for arm in self.arms:
+            if arm.arm != TEACHER:
+                places[arm.place].append(arm)
+        tables = [
+            (str(place), [arm.cells()[3:] for arm in (taught[place.data, place.labels], *arms)])
+            for place, arms in places.items()
+        ]
+        values = {"study": self, "places": tables, "columns": COLUMNS[3:], "plots": pictures}
+        return pages.render("study.html", {}, title=f"Comparison over {self.seeds} seeds", **values)
+
+    def _curves(self) -> Iterator[Any]:
+        """Macro-F1 over the labels a class, one picture a dataset and student with at least two numbers of them."""
+        lines: dict[tuple[str, str], dict[str, list[Arm]]] = defaultdict(lambda: defaultdict(list))
+        for arm in self.arms:
+            if arm.arm != TEACHER:
+                lines[arm.place.data, arm.place.student][arm.arm].append(arm)
+        for (data, student), arms in lines.items():
+            ticks = sorted({arm.place.labels or 0 for found in arms.values() for arm in found}, key=lambda n: n or 1e9)
+            if len(ticks) > 1:
+                points = {
+                    name: {str(arm.place.labels or "all"): (arm.macro_f1, arm.deviation) for arm in found}
+                    for name, found in arms.items()
+                }
+                yield plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points)
+
+    def _trades(self) -> Iterator[Any]:
+        """Macro-F1 of each arm's mean over the places against what its net costs, where there is more than one net."""
+        if len(self.costs) < 2:
+            return
+        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for arm in self.arms:
+            found[arm.arm][arm.place.student].append(arm.macro_f1)
+        for unit, key, scale in (("ms per photo", "ms_per_image", 1.0), ("MB", "size_bytes", 1e-6)):
+            points = {
+                arm: [
+                    (scale * getattr(self.costs[net], key), float(np.mean(values)))
+                    for net, values in nets.items()
+                    if net in self.costs
+                ]
+                for arm, nets in found.items()
+            }
+            yield plots.trades(unit, points)
+
+
+class Split(NamedTuple):
+    """A dataset's test split: how many classes, and the names of what is resampled together (None: each row alone)."""
+
+    classes: int
+    groups: list[str] | None
+
+
+def summed_up(judged: Sequence[Judged], steps: int, costs: Mapping[str, Cost], splits: Mapping[str, Split]) -> Study:
+    """The study of all runs; every arm has the same seeds."""
+    by_arm: dict[tuple[Place, str], list[Judged]] = defaultdict(list)
+    for one in judged:
+        by_arm[one.place, one.arm].append(one)
+    arms, pairs = [], defaultdict(list)
+    for (place, name), runs in by_arm.items():
+        difference = None
+        if name not in (ALONE, TEACHER):
+            pair = _pair(by_arm[place, ALONE], runs, splits[place.data])
+            pairs[name].append(pair)
+            difference = metrics.paired_bootstrap(pair, np.random.default_rng(0))
+        figures = {key: tuple(run.figures[key] for run in runs) for key in FIGURES}
+        arms.append(Arm(place, name, figures, difference, sum(bool(run.refused) for run in runs)))
+    overall = {name: metrics.paired_bootstrap_mean(found, np.random.default_rng(0)) for name, found in pairs.items()}
+    return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs)
+
+
+def _pair(alone: Sequence[Judged], runs: Sequence[Judged], split: Split) -> Pair:
+    a, b = (np.stack([run.said for run in sorted(found, key=lambda run: run.seed)]) for found in (alone, runs))
+    return Pair(runs[0].truth, a, b, *split)
+
+
+def csv_of(judged: Iterable[Judged]) -> str:
+    """runs.csv: a row a run."""
+    rows = [one.row for one in judged]
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,87 @@
+"""Every method in the loop on real photos' files: it trains, and resumes to the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kit import same_weights
+
+from agrikd import distill, jobs, train
+from agrikd.nets.ensemble import Ensemble
+from agrikd.recipe import parse
+from agrikd.run import Run
+
+Tiny = Callable[..., dict[str, Any]]
+METHODS = distill.names()
+SUM = {"name": "kd", "weight_kd": 2, "also": [{"name": "rkd"}, {"name": "mean_teacher"}, {"name": "fitnet"}]}
+
+
+def recipe_of(tiny: Tiny, method: dict[str, Any]) -> Any:
+    """Unlabelled rows and fixed views where the method takes them; a small teacher that was taught nothing."""
+    chosen = distill.method(method["name"])
+    raw = tiny(method=method, gate={"override": "a test"}, optim={"steps": 4, "batch": 6, "checkpoint_every": 1})
+    raw["data"] = {**raw["data"], "views": 3, "unlabelled_share": 0.5 if chosen.uses_unlabelled else 0.0}
+    if chosen.needs_teacher:
+        raw["teachers"] = [{"timm": "mobilenetv3_small_075", "input_size": 32}]
+    return parse(raw, "test")
+
+
+@pytest.mark.parametrize("method", [*({"name": name} for name in METHODS), SUM], ids=[*METHODS, "sum"])
+def test_a_method_resumes_to_the_same_weights(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    recipe, step = recipe_of(tiny, method), train._step
+    train.fit(recipe, tmp_path / "whole")
+
+    def interrupted(state: train.TrainState, batch: Any) -> Any:
+        if state.step == 2:
+            raise KeyboardInterrupt
+        return step(state, batch)
+
+    monkeypatch.setattr(train, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.fit(recipe, tmp_path / "again")
+    monkeypatch.setattr(train, "_step", step)
+    run = train.fit(recipe, tmp_path / "again", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "again")
+    parts = set(Run.open(run.folder).history()[-1]) - {"step", "lr", "loss", "val_accuracy"}
+    assert "task" in parts and (len(parts) > 1 or method["name"] == "none")
+
+
+def test_methods_that_read_feature_maps_say_that_the_teacher_runs_live(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = [name for name in METHODS if distill.method(name).teacher_stages]
+    for name in live:
+        job = jobs.prepare(recipe_of(tiny, {"name": name}))
+        assert train._replayed(job) is job.distiller
+        assert f"method {name} reads the teacher's feature maps" in " ".join(capsys.readouterr().err.split())
+    assert len(live) >= 4
+
+
+def test_an_ensemble_is_replayed_member_by_member(tiny: Tiny) -> None:
+    raw = tiny(method={"name": "rkd", "also": [{"name": "kd"}]})
+    raw["data"] = {**raw["data"], "views": 2}
+    members = [{"timm": name, "input_size": size} for name, size in (("mobilenetv3_small_075", 32), ("resnet10t", 64))]
+    raw["teachers"] = [{"ensemble": members, "combine": "confidence"}]
+    job = jobs.prepare(parse(raw, "test"))
+    live = job.distiller.eval().teachers[0]
+    cached = train._replayed(job).teachers[0]
+    assert isinstance(cached, Ensemble)
+    batch = job.loader.batch(job.sampler.draw(0))
+    assert batch.images.shape[-1] == 64
+    with torch.inference_mode():
+        one, other = live.on(batch), cached.on(batch)
+    assert torch.allclose(one.logits, other.logits, atol=2e-2)
+    assert torch.allclose(one.embedding, other.embedding, atol=2e-2)
+
+
+def test_function_matching_sees_mixtures_alone(tiny: Tiny) -> None:
+    job = jobs.prepare(recipe_of(tiny, {"name": "funmatch"}))
+    batch = job.loader.batch(job.sampler.draw(0))
+    assert not batch.labelled.any()
+    assert float(job.distiller(batch).parts["task"].detach()) == 0
