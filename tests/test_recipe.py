@@ -75,6 +75,8 @@ class TestDigest:
             "student.std": [0.1, 0.2, 0.3],
             "student.weights": "hub",
             "student.kwargs": {"pad_type": "same"},
+            "student.combine": "best",
+            "method.also": [{"name": "mse"}],
             "teach.stages": ["probe"],
             "teachers": [{"timm": "resnet50"}],
             "data.labels_per_class": 5,
@@ -86,7 +88,7 @@ class TestDigest:
         changed = 0
         for key, value in leaves(base.model_dump(mode="json")):
             dotted = ".".join(key)
-            if dotted == "student.run":  # a net is either a timm model or a Run
+            if dotted in ("student.run", "student.ensemble"):  # a net is one of a timm model, a Run and an ensemble
                 continue
             raw = base.model_dump(mode="json")
             *parents, last = key
