@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from agrikd import jobs
+from agrikd import distill, jobs
 from agrikd import recipe as recipes
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
@@ -96,6 +96,23 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
             seen += 1
     assert seen >= 8
+
+
+def test_each_method_is_in_the_table() -> None:
+    table = re.search(r"## Ways to distil.*?\n\n(\| the student.*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert table
+    named = re.findall(r"`([a-z_]+)`", table.group(1))
+    assert sorted(named) == sorted(distill.names())
+    assert len(named) >= 17
+
+
+def test_recipe_parts_in_the_readme_parse() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for block in blocks:
+        raw = {"name": "x", "data": {"manifest": "m.csv"}, "student": {"timm": "resnet18"}, **yaml.safe_load(block)}
+        recipe = recipes.parse(raw, "README.md")
+        assert distill.problems(recipe.method.model_dump(), "README.md") == []
+    assert len(blocks) == 1
 
 
 def test_recipes_are_counted() -> None:

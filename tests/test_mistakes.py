@@ -606,6 +606,31 @@ JUDGING = [
         "choose another --out",
         other_study,
     ),
+    M("labels in words", "compare {recipe} --out {out} --labels 5,few", "'few' is no number", "--labels", "5,20,all"),
+    M(
+        "a method misspelt",
+        "compare {recipe} --out {out} --methods kd,dkdd -s data.views=2 -s data.size=64",
+        "no method 'dkdd'",
+        "--methods 2",
+        "did you mean 'dkd'",
+        recipe(**TEACHER),
+    ),
+    M(
+        "a sum of one method",
+        "distill {recipe}",
+        "method kd stands twice",
+        "method.also",
+        "name each once",
+        recipe(**{**TEACHER, "method": {"name": "kd", "also": [{"name": "kd"}]}}),
+    ),
+    M(
+        "an ensemble of one",
+        "distill {recipe}",
+        "at least two members",
+        "teachers.0",
+        "ensemble",
+        recipe(method={"name": "kd"}, teachers=[{"ensemble": [{"timm": "resnet18"}]}]),
+    ),
     M("no seeds", "compare {recipe} --out {out} --seeds 0", "is 0", "seeds", "expected at least 1", recipe(**TEACHER)),
 ]
 
