@@ -326,6 +326,14 @@ def spreads(what: str, values: Mapping[str, Sequence[float]], reach: tuple[float
     return _svg(figure, f"{what.capitalize()}: {'; '.join(said)}")
 
 
+def standalone(svg: Markup) -> str:
+    """A plot as a file of its own, in the light colours of the page."""
+    colours = "; ".join(f"--{name}: {colour}" for colour, name in _VARIABLES.items())
+    named = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    look = f"background: {_PAPER}; font-family: system-ui, sans-serif; {colours}"
+    return str(svg).replace("<svg ", f'<svg {named} style="{look}" ', 1)
+
+
 def readable(name: str) -> str:
     """A class or a figure's name as a person would write it: Late_blight is "Late blight"."""
     return " ".join(name.replace("_", " ").split()) or name

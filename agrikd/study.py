@@ -161,14 +161,20 @@ class Study:
         return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.words())])
 
     def write(self, out: Path) -> None:
-        """study.json, study.md and study.html."""
+        """study.json, study.md, study.html, and each plot as a file."""
+        pictures = self.pictures()
         files.write_json(out / "study.json", self.to_json())
         files.write_text(out / "study.md", self.markdown() + "\n")
-        files.write_text(out / "study.html", self.html())
+        files.write_text(out / "study.html", self.html(pictures.values()))
+        for name, picture in pictures.items():
+            files.write_text(out / f"{name}.svg", plots.standalone(picture))
 
-    def html(self) -> str:
+    def pictures(self) -> dict[str, Any]:
+        """Name and SVG of each plot."""
         with plots.drawing():
-            pictures = [*self._curves(), *self._trades()]
+            return dict([*self._curves(), *self._trades()])
+
+    def html(self, pictures: Iterable[Any]) -> str:
         taught = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
         places: dict[Place, list[Arm]] = defaultdict(list)
         for arm in self.arms:
@@ -178,10 +184,10 @@ class Study:
             (str(place), [arm.cells()[3:] for arm in (taught[place.data, place.labels], *arms)])
             for place, arms in places.items()
         ]
-        values = {"study": self, "places": tables, "columns": COLUMNS[3:], "plots": pictures}
+        values = {"study": self, "places": tables, "columns": COLUMNS[3:], "plots": list(pictures)}
         return pages.render("study.html", {}, title=f"Comparison over {self.seeds} seeds", **values)
 
-    def _curves(self) -> Iterator[Any]:
+    def _curves(self) -> Iterator[tuple[str, Any]]:
         """Macro-F1 over the labels a class, one picture a dataset and student with at least two numbers of them."""
         lines: dict[tuple[str, str], dict[str, list[Arm]]] = defaultdict(lambda: defaultdict(list))
         for arm in self.arms:
@@ -194,9 +200,10 @@ class Study:
                     name: {str(arm.place.labels or "all"): (arm.macro_f1, arm.deviation) for arm in found}
                     for name, found in arms.items()
                 }
-                yield plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points)
+                picture = plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points)
+                yield f"curves_{data}_{student.replace('/', '-')}", picture
 
-    def _trades(self) -> Iterator[Any]:
+    def _trades(self) -> Iterator[tuple[str, Any]]:
         """Macro-F1 of each arm's mean over the places against what its net costs, where there is more than one net."""
         if len(self.costs) < 2:
             return
@@ -212,7 +219,7 @@ class Study:
                 ]
                 for arm, nets in found.items()
             }
-            yield plots.trades(unit, points)
+            yield f"cost_{key}", plots.trades(unit, points)
 
 
 class Split(NamedTuple):

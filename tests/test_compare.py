@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -63,11 +64,23 @@ def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
 
 
 def test_the_page_shows_each_arm() -> None:
-    page = study(30, 10, 5).html()
+    made = study(30, 10, 5)
+    page = made.html(made.pictures().values())
     assert page.count("<tr>") == 1 + 4 + 1 + 2
     assert "2 of 2 ways of training are better" in page
     assert page.count("<svg") == 2
     assert "kd + unlabelled" in page and "600,000" in page
+
+
+def test_each_plot_is_a_file_of_its_own(tmp_path: Path) -> None:
+    study(30, 10, 5).write(tmp_path)
+    plots = sorted(path.name for path in tmp_path.glob("*.svg"))
+    assert plots == ["cost_ms_per_image.svg", "cost_size_bytes.svg"]
+    for name in plots:
+        root = ElementTree.parse(tmp_path / name).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}text"))) > 5
+    assert {path.name for path in tmp_path.iterdir()} == {*plots, "study.json", "study.md", "study.html"}
 
 
 def test_all_that_cannot_be_compared_is_said_at_once() -> None:

@@ -35,7 +35,7 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)
 
 
-class Relations(Distiller):
+class Correlations(Distiller):
     class Config(Distiller.Config):
         """Temperature and weights: the defaults of the authors' code, which they use for ImageNet."""
 
