@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from agrikd import ranks
+
 T = TypeVar("T")
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -35,7 +37,7 @@ def _progress() -> Iterator[Progress]:
     if _live is not None:
         yield _live
         return
-    quiet = not sys.stderr.isatty() or multiprocessing.parent_process() is not None
+    quiet = not sys.stderr.isatty() or multiprocessing.parent_process() is not None or not ranks.leads()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True, disable=quiet) as _live:
         try:
@@ -70,8 +72,9 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def say(text: str) -> None:
-    """One line of words for the person at the terminal."""
-    stderr.print(text, soft_wrap=True, markup=False)
+    """One line of words for the person at the terminal; of several ranks the first speaks."""
+    if ranks.leads():
+        stderr.print(text, soft_wrap=True, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from agrikd import distill, image, tasks
+from agrikd import distill, image, ranks, tasks
 from agrikd import recipe as recipes
 from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
@@ -24,7 +24,7 @@ from agrikd.nets._base import Net
 from agrikd.nets.ensemble import open_teacher
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
-from agrikd.recipe import Recipe
+from agrikd.recipe import PoolSpec, Recipe
 from agrikd.run import Run
 from agrikd.tasks import open_task
 
@@ -118,6 +118,10 @@ def _require_sense(recipe: Recipe) -> None:
         mend = "set it to 0, or use --hard-labels"
         wrong = f"method {recipe.method.name} learns nothing from rows without a label"
         problems.append(Problem("data.unlabelled_share", wrong, mend))
+    taught = any(method.needs_teacher and not method.teachers_learn for method in _methods(recipe))
+    if recipe.data.pool != PoolSpec() and not (recipe.data.unlabelled_share and taught):
+        wrong = "filters photos without a label by what a taught teacher says, and there is no teacher or no such photo"
+        problems.append(Problem("data.pool", wrong, "leave it out, or set data.unlabelled_share and a teacher"))
     if problems:
         raise InputError(problems)
 
@@ -150,5 +154,5 @@ def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:
 
 def use_cores(recipe: Recipe) -> None:
     """Leave the loader's threads a core each: torch's threads and theirs hinder each other on a small machine."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - recipe.data.workers))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world() - recipe.data.workers))
     image.opencv().setNumThreads(1)

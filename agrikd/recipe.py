@@ -45,6 +45,14 @@ class TaskSpec(Spec):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class PoolSpec(Spec):
+    """Which photos without a label may teach; see `agrikd.pool`. confidence: the teacher's top probability is at least
+    that. known: a share of the labelled photos; beyond their quantile of energy a photo is "not a plant I know"."""
+
+    confidence: Share = 0.0
+    known: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class DataSpec(Spec):
     """Which photos, how many of their labels, and how they are shown.
 
@@ -52,9 +60,9 @@ class DataSpec(Spec):
     all; else the labels of the rest are hidden, nested in `subset_seed`. views: how many augmented views of a
     photo exist; None makes a new one at every draw. size: the views are rendered at this size and each net
     shrinks them to its own; None takes the nets' largest, so name it where runs with other nets must see the
-    same pixels. unlabelled_share: share of each batch drawn from rows
-    without a label. cache_mb: bound of the decoded-pixel cache on disk. workers: threads that render views
-    ahead of the training step.
+    same pixels. unlabelled_share: share of each batch drawn from rows without a label; pool: which of these.
+    cache_mb: bound of the decoded-pixel cache on disk. workers: threads that render views ahead of the training
+    step.
     """
 
     manifest: Path
@@ -66,6 +74,7 @@ class DataSpec(Spec):
     augment: Literal["none", "light", "field"] = "field"
     fit: Fit = "stretch"
     unlabelled_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pool: PoolSpec = PoolSpec()
     cache_mb: Annotated[int, Field(ge=0)] = 2048
     workers: Annotated[int, Field(ge=0, le=64)] = 1
 
@@ -155,7 +164,8 @@ class TeachSpec(Spec):
     """How a teacher is tuned: stages in order, each kept only if held-out predictions get better.
 
     probe_views: augmented views of each labelled photo whose pooled features the linear probe sees.
-    folds: for the out-of-fold predictions used where there is no val split.
+    folds: for the out-of-fold predictions used where there is no val split; nets that learned from few of the labels
+    are less sure than the one that learned from all, so few folds make its temperature too high.
     """
 
     stages: tuple[Stage, ...] = ("probe", "last", "all")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import files, metrics, pages, plots
-from agrikd.grid import ALONE, TEACHER, Place
+from agrikd.grid import ALONE, POOL, TEACHER, Place
 from agrikd.metrics import Difference, Pair
 
 COLUMNS = (
@@ -124,8 +124,20 @@ class Study:
     def words(self) -> list[str]:
         """What the study comes to, in sentences."""
         verdicts = [f"{arm} {metrics.verdict(found)}" for arm, found in self.overall.items()]
+        verdicts += self._from_the_pool()
         places = len({arm.place for arm in self.arms if arm.arm == ALONE})
         return [*(f"over all {places} places: {said}" if places > 1 else said for said in verdicts), *self.cautions()]
+
+    def _from_the_pool(self) -> list[str]:
+        """For each method that helps with the pool: how much of the gain the photos without labels brought."""
+        said = []
+        for arm, found in self.overall.items():
+            without = self.overall.get(arm.removesuffix(POOL))
+            if arm.endswith(POOL) and without and found.low > 0:
+                pool = found.mean - without.mean
+                share = f"{100 * pool:.1f} of {100 * found.mean:.1f} points".replace("-", "−")
+                said.append(f"{arm}: the photos without labels brought {share}")
+        return said
 
     def summary(self) -> str:
         """How many of the arms help, in one sentence."""

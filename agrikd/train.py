@@ -2,6 +2,10 @@
 
 A step draws its batch, its views and its random numbers from (seed, step) alone, so a run that was killed and
 resumed ends with the same weights, bit for bit on a CPU.
+
+Under torchrun each process takes its part of the rows of that batch (see `agrikd.ranks`), and the means of their
+losses and gradients are those of the whole batch, as far as the method's losses are means over rows. Batch norm sees
+the part alone, and rank 0's running statistics are kept. Dropout draws other numbers on each rank.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import io
 import math
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,11 @@ from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from agrikd import console, files, gate, image
-from agrikd.data.loader import Batch, Loader
+from agrikd import console, distill, files, gate, image, pool, ranks
+from agrikd.data.loader import Batch, Loader, unlabelled_rows
 from agrikd.data.manifest import Manifest
-from agrikd.distill._base import Distiller
-from agrikd.errors import TrainingError
+from agrikd.distill._base import PARTS, Distiller
+from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
 from agrikd.nets._base import Net
 from agrikd.nets.average import Average
@@ -31,7 +36,7 @@ from agrikd.nets.cached import replay
 from agrikd.nets.ensemble import Ensemble
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import save_net
-from agrikd.recipe import NetSpec, OptimSpec, Recipe
+from agrikd.recipe import NetSpec, OptimSpec, PoolSpec, Recipe
 from agrikd.run import Run
 
 _LOG_EVERY = 10
@@ -47,23 +52,69 @@ def fit(
     check_cache: compute some of what is stored of the teachers anew, and stop where it differs.
 
     Raises `GateError` for a teacher not fit to teach, `TrainingError` for a loss that is not finite or a
-    checkpoint that cannot be used, `InputError` and `StorageError` as their names say.
+    checkpoint that cannot be used or a rank that died, `InputError` and `StorageError` as their names say.
     """
-    job = prepare(recipe, manifest)
+    _require_equal_parts(recipe)
+    with ranks.joined():
+        job = prepare(recipe, manifest)
+        ranks.require_same({"recipe": recipe.digest, "photos and labels": job.manifest.digest})
+        run = _start(job, out, resume)
+        if not run.done:
+            _fit(job, run, check_cache)
+    return run
+
+
+def _require_equal_parts(recipe: Recipe) -> None:
+    """A mean over ranks is a mean over rows only where each rank has as many of each kind."""
+    count, batch = ranks.world(), recipe.optim.batch
+    unlabelled = unlabelled_rows(batch, recipe.data.unlabelled_share)
+    labelled = batch - unlabelled
+    if count == 1 or (labelled % count == 0 and unlabelled % count == 0 and batch >= 2 * count):
+        return
+    wrong = f"{labelled} labelled and {unlabelled} unlabelled rows a batch are no equal parts for {count} processes"
+    without = max(round(unlabelled / count), 1) if unlabelled else 0
+    fitting = count * (max(round(labelled / count), 1 if unlabelled else 2) + without)
+    share = f" and data.unlabelled_share={count * without / fitting:.6g}" if unlabelled else ""
+    mend = f"each process needs as many of each, and two rows or more: set optim.batch={fitting}{share}"
+    raise InputError(Problem("optim.batch", wrong, mend))
+
+
+def _start(job: Job, out: Path, resume: bool) -> Run:
+    recipe, run = job.recipe, Run(out, job.recipe)
     record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.manifest.classes)}
-    job.loader.cache.fill()
-    run = Run.start(out, recipe, record, resume=resume)
-    if run.done:
-        return run
-    _gate(job, run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = TrainState(_replayed(job, check_cache).to(device), recipe.optim)
+    with ranks.first():
+        job.loader.cache.fill()
+        if ranks.leads():
+            run = Run.start(out, recipe, record, resume=resume)
+            if not run.done:
+                _gate(job, run)
+    ranks.require_same({"Run folder": [run.done, run.checkpoint.exists()]})
+    return run
+
+
+def _fit(job: Job, run: Run, check_cache: bool) -> None:
+    _say_what_differs(job.recipe)
+    device = ranks.device()
+    distiller = _replayed(job, check_cache)
+    job = _with_chosen_pool(job, run)
+    state = TrainState(distiller.to(device), job.recipe.optim)
     if run.checkpoint.exists():
         state.restore(run)
-    run.rewind(state.step)
+    if ranks.world() > 1:
+        ranks.require_same({"step": state.step, "weights": state.digest()})
+    if ranks.leads():
+        run.rewind(state.step)
     _fit_steps(job, state, run, device)
-    _finish(job, state, run)
-    return run
+    if ranks.leads():
+        _finish(job, state, run)
+
+
+def _say_what_differs(recipe: Recipe) -> None:
+    for spec in (recipe.method, *recipe.method.also):
+        reason = distill.method(spec.name).exceptions.get(PARTS)
+        if reason and ranks.world() > 1:
+            rows = recipe.optim.batch // ranks.world()
+            console.say(f"method {spec.name}: {reason}; each of the {ranks.world()} processes sees {rows} rows alone")
 
 
 class TrainState:
@@ -109,6 +160,11 @@ class TrainState:
             said = str(error).partition("\n")[0] or type(error).__name__
             raise TrainingError(f"{run.checkpoint}: is damaged ({said})\n    → {mend}") from None
 
+    def digest(self) -> str:
+        """The same weights and statistics, the same digest."""
+        own = self._own(self.distiller.state_dict())
+        return files.sha256(b"".join(value.cpu().numpy().tobytes() for value in own.values()))
+
     def _own(self, values: dict[str, Any]) -> dict[str, Any]:
         learned = self.distiller.teachers_learn
         return {name: value for name, value in values.items() if learned or not name.startswith("teachers.")}
@@ -117,12 +173,13 @@ class TrainState:
 def fit_epoch(state: TrainState, batches: Iterator[Batch], steps: int, seed: int = 0) -> dict[str, float]:
     """Take `steps` optimiser steps; returns the mean of the loss and of each named part.
 
-    Raises `_NonFiniteError` (with the batch) at the first loss that is not finite, before the weights change.
+    Raises `_NonFiniteError` at the first loss that is not finite, before the weights change.
     """
     sums: dict[str, Tensor] = {}
     for _ in range(steps):
         batch = next(batches)
-        torch.manual_seed(int(np.random.default_rng((seed, 4, state.step)).integers(2**31)))
+        key = (seed, 4, state.step, ranks.rank()) if ranks.rank() else (seed, 4, state.step)
+        torch.manual_seed(int(np.random.default_rng(key).integers(2**31)))
         parts = _step(state, batch)
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().cpu()
@@ -138,9 +195,8 @@ def learning_rate(spec: OptimSpec, step: int) -> float:
 
 
 class _NonFiniteError(Exception):
-    def __init__(self, batch: Batch, parts: dict[str, Tensor]) -> None:
-        super().__init__(", ".join(f"{name} {float(value.detach()):.4g}" for name, value in parts.items()))
-        self.batch = batch
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        super().__init__(", ".join(f"{name} {float(value):.4g}" for name, value in parts.items() if name != "loss"))
 
 
 def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -150,22 +206,24 @@ def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     half = spec.precision == "auto" and batch.images.is_cuda
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
         step = distiller(batch)
-    if not torch.isfinite(step.loss):
-        raise _NonFiniteError(batch, step.parts)
+    parts = ranks.mean({"loss": step.loss.detach(), **{name: part.detach() for name, part in step.parts.items()}})
+    if not torch.isfinite(parts["loss"]):
+        raise _NonFiniteError(parts)
     state.optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
+    ranks.share(distiller)
     if spec.clip:
         nn.utils.clip_grad_norm_(distiller.parameters(), spec.clip)
     state.optimizer.step()
     distiller.after_step()
     state.average.update()
     state.step += 1
-    return {"loss": step.loss, **step.parts}
+    return parts
 
 
 def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> None:
     spec, start = job.recipe.optim, state.step
-    draws = (job.sampler.draw(step) for step in range(start, spec.steps))
+    draws = (ranks.part(job.sampler.draw(step)) for step in range(start, spec.steps))
     batches = (batch.to(device) for batch in job.loader.ahead(draws, job.recipe.data.workers))
     validation = job.manifest.indices("val", labelled=True)
     with console.job(f"train {job.recipe.name}", spec.steps, start) as advance:
@@ -174,13 +232,14 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
             try:
                 means = fit_epoch(state, batches, steps, job.recipe.seed)
             except _NonFiniteError as error:
-                raise _stopped(run, state.step, error) from None
+                raise _stopped(job, run, state.step, error) from None
             saves = state.step % spec.checkpoint_every == 0
-            if saves and validation:
-                means["val_accuracy"] = _accuracy(state.average.module, job.loader, validation, device)
-            run.log({"step": state.step, "lr": learning_rate(spec, state.step - 1), **means})
-            if saves:
-                state.save(run)
+            if ranks.leads():
+                if saves and validation:
+                    means["val_accuracy"] = _accuracy(state.average.module, job.loader, validation, device)
+                run.log({"step": state.step, "lr": learning_rate(spec, state.step - 1), **means})
+                if saves:
+                    state.save(run)
             advance(state.step)
 
 
@@ -190,9 +249,11 @@ def _until_boundary(step: int, spec: OptimSpec) -> int:
     return min(*ends, spec.steps) - step
 
 
-def _stopped(run: Run, step: int, error: _NonFiniteError) -> TrainingError:
+def _stopped(job: Job, run: Run, step: int, error: _NonFiniteError) -> TrainingError:
     path = run.folder / f"non_finite_batch_{step}.pt"
-    _save(vars(error.batch.to(torch.device("cpu"))), path)
+    if ranks.leads():
+        _save(vars(job.loader.batch(job.sampler.draw(step))), path)
+    ranks.wait()
     mend = "lower optim.lr, or look at the photos of that batch"
     return TrainingError(f"step {step}: the loss is not finite ({error}); its batch is in {path}\n    → {mend}")
 
@@ -251,16 +312,32 @@ def _replayed(job: Job, check: bool = False) -> Distiller:
         console.say(f"method {job.recipe.method.name} reads the teacher's feature maps: the teacher runs live")
         return method
     rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
-    seed = job.recipe.seed if check else None
+    seed = job.recipe.seed if check and ranks.leads() else None
 
     def replayed(net: nn.Module) -> Net:
         if isinstance(net, Ensemble):  # its members' stores serve other ensembles too
             return Ensemble([replayed(member) for member in net.members], net.combine, net.best)
+        if ranks.world() > 1:  # each rank computes its part
+            replay(net, job.loader, views, ranks.part(rows))
+            ranks.wait()
         return replay(net, job.loader, views, rows, seed)
 
     method.teachers = nn.ModuleList(replayed(net) for net in method.teachers).requires_grad_(False)
     method.train()
     return method
+
+
+def _with_chosen_pool(job: Job, run: Run) -> Job:
+    """The job, drawing from those rows without a label that pass the recipe's filter."""
+    spec, sampler = job.recipe.data.pool, job.sampler
+    if spec == PoolSpec():
+        return job
+    found = pool.chosen(list(job.distiller.teachers), job.loader, sampler.labelled, sampler.unlabelled, spec)
+    counts = {"photos": len(sampler.unlabelled), "kept": len(found.rows)}
+    if ranks.leads():
+        run.amend(pool={**counts, "unsure": found.unsure, "unknown": found.unknown})
+    console.say(f"pool: {counts['kept']} of {counts['photos']} photos without a label pass the filter")
+    return replace(job, sampler=replace(sampler, unlabelled=found.rows))
 
 
 def _finish(job: Job, state: TrainState, run: Run) -> None:

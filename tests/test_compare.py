@@ -50,6 +50,9 @@ def test_verdicts_are_of_each_arm_against_alone() -> None:
     said = made.words()
     assert any(one.startswith("kd hurts by") for one in said)
     assert any(one.startswith("kd + unlabelled helps by") for one in said)
+    gains = {name: 100 * found.mean for name, found in made.overall.items()}
+    brought = f"{gains['kd' + POOL] - gains['kd']:.1f} of {gains['kd' + POOL]:.1f} points"
+    assert f"kd + unlabelled: the photos without labels brought {brought}" in said
     cells = {arm.arm: arm.cells() for arm in made.arms}
     assert cells["kd"][8].startswith("hurts by")
     assert cells[ALONE][8] == cells[TEACHER][8] == "–"

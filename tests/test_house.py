@@ -14,12 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "agrikd"
 
 FLOORS: dict[str, float] = {
+    "__main__": 12,
     "cli": 11,
     "demo": 10,
     "compare": 9.5,
     "grid": 8,
     "study": 9,
     "jobs": 7.5,
+    "pool": 7,
     "check": 9,
     "checkup": 9.5,
     "contact": 9.5,
@@ -45,6 +47,7 @@ FLOORS: dict[str, float] = {
     "image": 2,
     "recipe": 2,
     "types": 1,
+    "ranks": 1.5,
     "files": 1,
     "errors": 0,
 }

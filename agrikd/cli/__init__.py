@@ -9,9 +9,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from agrikd import __version__, console, files
+from agrikd import __version__, console, files, ranks
 from agrikd.cli import data, doctor, lab, models
-from agrikd.errors import AgriKDError
+from agrikd.errors import AgriKDError, InputError, Problem
 
 INTERRUPTED = 130
 
@@ -51,9 +51,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    pass
+    verb = context.invoked_subcommand
+    if ranks.world() > 1 and verb != "distill":
+        wrong = f"agrikd {verb} does its work in one process, not {ranks.world()}"
+        raise InputError(Problem("torchrun", wrong, f"start it alone: agrikd {verb} …"))
 
 
 for group in (doctor, data, lab, models):

@@ -67,13 +67,17 @@ def distill(
     """Train the recipe's student by the recipe's method.
 
     Example: agrikd distill recipe.yaml --teacher runs/coffee-teacher --student-alone runs/coffee-alone
+
+    In two processes: torchrun --nproc-per-node 2 -m agrikd distill recipe.yaml
     """
-    from agrikd import jobs, train
+    from agrikd import jobs, ranks, train
 
     made = jobs.load(recipe, with_flags(overrides, teacher, student_alone, override_gate))
     made = made.without_teacher() if hard_labels else made
     jobs.use_cores(made)
     run = train.fit(made, out or runs_folder(recipe, made.name), resume=resume, check_cache=check_cache)
+    if not ranks.leads():
+        return
     last = run.history()[-1]
     rows = [(name, f"{value:.4g}") for name, value in last.items()]
     show(as_json, {"run": str(run.folder), **last}, str(run.folder), ("last steps", ""), rows)

@@ -193,12 +193,17 @@ class Sampler:
             raise InputError(Problem("data.unlabelled_share", "no row of train lacks a label", mend))
 
     def draw(self, step: int) -> Views:
-        n_unlabelled = min(round(self.batch * self.unlabelled_share), self.batch - 1)
+        n_unlabelled = unlabelled_rows(self.batch, self.unlabelled_share)
         rows = _round_robin(self.labelled, self.batch - n_unlabelled, step, (self.seed, 1))
         rows += _round_robin(self.unlabelled, n_unlabelled, step, (self.seed, 2))
         rng = np.random.default_rng((self.seed, 3, step))
         views = rng.integers(0, self.views or 2**31, len(rows))
         return [(row, int(view)) for row, view in zip(rows, views, strict=True)]
+
+
+def unlabelled_rows(batch: int, share: float) -> int:
+    """How many of a batch's rows have no label; at least one has."""
+    return min(round(batch * share), batch - 1)
 
 
 def _round_robin(pool: tuple[int, ...], n: int, step: int, key: tuple[int, int]) -> list[int]:

@@ -24,6 +24,9 @@ Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
 
 
+PARTS = "equal parts of a batch"
+
+
 @dataclass(frozen=True)
 class Step:
     """loss: scalar, what is minimised. parts: each named part before its weight, scalars. outputs: the student's."""
@@ -41,6 +44,7 @@ class Distiller(nn.Module):
     methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows without a label teach the
     student something. `mixes`: each view is a mixture of two photos. `peers`: its teachers are nets of the student's
     own kind. `exceptions`: contracts of all methods (the tests name them) that this one cannot keep, with the reason.
+    `PARTS` names that the mean of the losses of equal parts of a batch is the batch's, which several processes need.
     """
 
     class Config(Spec):

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Weight
+from agrikd.distill._base import PARTS, Distiller, Weight
 from agrikd.distill._maps import widths
 from agrikd.nets._base import Net, Outputs
 from agrikd.tasks._base import Task
@@ -56,7 +56,10 @@ class Contrast(Distiller):
         weight_crd: Weight = 0.8
 
     config: Config
-    exceptions: ClassVar[dict[str, str]] = {"zero at equality": "telling a pair from the others is never free"}
+    exceptions: ClassVar[dict[str, str]] = {
+        "zero at equality": "telling a pair from the others is never free",
+        PARTS: "a row's negatives are the other rows",
+    }
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:
         super().__init__(task, student, teachers, config)

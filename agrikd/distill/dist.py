@@ -11,13 +11,14 @@ softened probabilities (eq. 7 to 10 there):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Temperature, Weight
+from agrikd.distill._base import PARTS, Distiller, Temperature, Weight
 from agrikd.nets._base import Outputs
 
 
@@ -36,6 +37,8 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Correlations(Distiller):
+    exceptions: ClassVar[dict[str, str]] = {PARTS: "dist_intra correlates the rows of a class"}
+
     class Config(Distiller.Config):
         """Temperature and weights: the defaults of the authors' code, which they use for ImageNet."""
 

@@ -13,13 +13,14 @@ averaged. A batch of B rows holds B² · width floats for the differences and B�
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Weight
+from agrikd.distill._base import PARTS, Distiller, Weight
 from agrikd.nets._base import Outputs
 
 
@@ -35,6 +36,8 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 class Relations(Distiller):
     """Rows stand to each other in the student's embedding as they do in the teacher's."""
+
+    exceptions: ClassVar[dict[str, str]] = {PARTS: "it compares rows with each other"}
 
     class Config(Distiller.Config):
         """weight_rkd_distance, weight_rkd_angle: the 25 and 50 of RepDistiller and mdistiller."""

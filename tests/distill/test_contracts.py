@@ -11,6 +11,7 @@ from kit import CLASSES, Tiny, batch, distiller
 
 from agrikd import distill
 from agrikd.data.loader import Batch
+from agrikd.distill._base import PARTS
 from agrikd.distill.kd import kd_loss
 from agrikd.tasks.classification import Classification, softened_kl
 
@@ -27,7 +28,7 @@ def may(name: str, contract: str) -> None:
 
 def test_the_methods_are_counted() -> None:
     assert set(METHODS) >= {"none", "kd"}
-    assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER}
+    assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER, PARTS}
     assert all(reason for name in METHODS for reason in distill.method(name).exceptions.values())
 
 
@@ -68,6 +69,16 @@ def test_the_loss_does_not_depend_on_the_order_of_rows(name: str) -> None:
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     shuffled = Batch(*(value[order] for value in vars(rows).values()))
     assert float(made(rows).loss.detach()) == pytest.approx(float(made(shuffled).loss.detach()), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_is_the_mean_over_equal_parts_of_a_batch(name: str) -> None:
+    made = distiller(name).eval()
+    rows = batch(8, 4)
+    parts = [made(Batch(*(value[rank::2] for value in vars(rows).values()))).loss for rank in range(2)]
+    apart = abs(float((sum(parts) / 2 - made(rows).loss).detach()))
+    assert (apart > 1e-3) == (PARTS in made.exceptions)
+    assert apart < 2e-6 or PARTS in made.exceptions
 
 
 @pytest.mark.parametrize("name", METHODS)
