@@ -370,7 +370,13 @@ RECIPES = [
 ]
 
 NETS = [
-    M("timm and run", "{distill} -s student.run={run}", "exactly one of 'timm'", "recipe.yaml: student", "and 'run'"),
+    M(
+        "timm and run",
+        "{distill} -s student.run={run}",
+        "exactly one of 'timm'",
+        "recipe.yaml: student",
+        "'run' (a Run folder)",
+    ),
     M(
         "no weights",
         "{distill} -s student.weights={here}/w.safetensors",

@@ -112,7 +112,9 @@ def seconds_until_error(survivor: subprocess.Popen[str]) -> tuple[float, str]:
     while "error: " not in said and (line := survivor.stderr.readline()):
         said += line
     seconds = time.monotonic() - since
-    return seconds, said + survivor.communicate()[1]
+    said += survivor.stderr.read()  # communicate() would not see what readline() has buffered
+    survivor.wait()
+    return seconds, said
 
 
 def require_clear(said: str, rank: int) -> None:
