@@ -1,32 +1,44 @@
-"""From held-out predictions to a calibration: temperature, "unsure", the candidate set, "not a plant I know"."""
+"""From held-out predictions to a calibration: temperature, "unsure", the candidate set or a number's interval, "not a
+plant I know"."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import metrics
 from agrikd.errors import InputError, Problem
-from agrikd.types import Calibration
+from agrikd.types import Calibration, Scale
 
 _FEWEST_ROWS = 20
 """Below this a 90 % quantile is one photo's whim."""
 
 
+class HeldOut(NamedTuple):
+    """logits [N, C] of rows that the net never learned from, and their labels [N]: classes, or numbers. evidence: "val"
+    or "out-of-fold"."""
+
+    logits: NDArray[np.float32]
+    truth: NDArray[Any]
+    evidence: str
+
+
 def calibrate(
-    logits: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    evidence: str,
+    held_out: HeldOut,
+    scale: Scale | None = None,
     *,
     target_risk: float = 0.1,
     coverage: float = 0.9,
     known_kept: float = 0.95,
 ) -> Calibration:
-    """Fit a `Calibration` to held-out logits [N, C] and labels [N].
+    """Fit a `Calibration` to held-out rows; `scale`: of their labels, where these are numbers.
 
-    target_risk, coverage, known_kept: in (0, 1), see `Calibration`. evidence: "val" or "out-of-fold".
+    target_risk, coverage, known_kept: in (0, 1), see `Calibration`.
     Raises `InputError` for fewer than 20 rows or a share outside (0, 1).
     """
+    logits, truth, evidence = held_out
     shares = {"target_risk": target_risk, "coverage": coverage, "known_kept": known_kept}
     problems = [
         Problem(name, f"is {value}, expected a share between 0 and 1")
@@ -38,13 +50,19 @@ def calibrate(
         problems.append(Problem("calibrate", f"there are {len(truth)} held-out rows", mend))
     if problems:
         raise InputError(problems)
-    temperature = metrics.fit_temperature(logits, truth)
+    temperature = metrics.fit_temperature(logits, truth if scale is None else scale.bins_of(truth, logits.shape[1]))
     probabilities = metrics.softmax(logits, temperature)
+    if scale is None:
+        abstain_below = metrics.risk_threshold(probabilities, truth, target_risk)
+        quantile = metrics.conformal_quantile(probabilities, truth, coverage)
+    else:
+        off = np.abs(truth - scale.values(probabilities)) / scale.spreads(probabilities)
+        abstain_below, quantile = 0.0, metrics.quantile_of(off, coverage)
     return Calibration(
         temperature=temperature,
-        abstain_below=metrics.risk_threshold(probabilities, truth, target_risk),
+        abstain_below=abstain_below,
         target_risk=target_risk,
-        conformal_quantile=metrics.conformal_quantile(probabilities, truth, coverage),
+        conformal_quantile=quantile,
         coverage=coverage,
         unknown_above=float(np.quantile(metrics.energy(logits), known_kept)),
         known_kept=known_kept,

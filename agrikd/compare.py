@@ -27,14 +27,15 @@ from numpy.typing import NDArray
 
 from agrikd import console, distill, evaluate, files, grid, image, metrics
 from agrikd.errors import InputError, Problem, TrainingError
-from agrikd.grid import TEACHER, Cell, Plan
+from agrikd.grid import Cell, Plan
 from agrikd.jobs import open_loader, open_manifest, prepare
 from agrikd.nets.cached import replay
 from agrikd.nets.sources import open_net
 from agrikd.predict.torch import TorchPredictor
 from agrikd.recipe import NetSpec, Recipe
 from agrikd.run import Run
-from agrikd.study import Cost, Judged, Split, Study, csv_of, summed_up
+from agrikd.study import OF_CLASSES, Cost, Judged, Split, Study, csv_of, of_numbers, summed_up
+from agrikd.tasks import open_task
 from agrikd.teach import teach
 from agrikd.train import fit
 
@@ -71,7 +72,9 @@ def compare(recipes: Sequence[Recipe], plan: Plan, out: Path, processes: int | N
         _in_parallel(pool, "students", _train, [(cell,) for cell in cells], lambda: _keep(cells, out))
     judged = _keep([*taught, *cells], out)
     splits = {recipe.name: _split(recipe) for recipe in recipes}
-    study = summed_up(judged, recipes[0].optim.steps, _costs([*taught, *cells]), splits)
+    scale = recipes[0].task.scale
+    measure = of_numbers(scale.unit) if scale else OF_CLASSES
+    study = summed_up(judged, recipes[0].optim.steps, _costs([*taught, *cells]), splits, measure)
     study.write(out)
     return study
 
@@ -82,7 +85,7 @@ def estimate(recipe: Recipe, plan: Plan, out: Path) -> Estimate:
     taught, cells = grid.teachers([recipe], plan, out), grid.students([recipe], plan, out)
     seconds = {cell.arm: _seconds_a_step(cell) for cell in cells if cell.seed == 0}
     manifest = open_manifest(recipe)
-    net = open_net(recipe.teachers[0], manifest.classes).eval()
+    net = open_net(recipe.teachers[0], open_task(recipe.task, manifest).classes).eval()
     loader = open_loader(recipe, manifest, [net])
     views = [(row, 0) for row in manifest.indices("train")[: recipe.optim.batch]]
     with torch.inference_mode():
@@ -124,7 +127,7 @@ def _keep(cells: Sequence[Cell], out: Path) -> list[Judged]:
 def _judged(cell: Cell) -> Judged:
     record = files.read_json(cell.folder / "test.json")
     with np.load(cell.folder / "test.npz", allow_pickle=False) as stored:
-        said, truth = stored["logits"].argmax(1), stored["truth"]
+        said, truth = stored["said"], stored["truth"]
     return Judged(cell.place, cell.arm, cell.seed, record["figures"], record["refused"], truth, said)
 
 
@@ -143,7 +146,7 @@ def _split(recipe: Recipe) -> Split:
     manifest = open_manifest(recipe)
     rows = [manifest.rows[index] for index in manifest.indices("test", labelled=True)]
     groups = [row.group or row.path for row in rows] if any(row.group for row in rows) else None
-    return Split(len(manifest.classes), groups)
+    return Split(None if recipe.task.scale else len(manifest.classes), groups)
 
 
 def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
@@ -174,7 +177,7 @@ def _features(recipe: Recipe, part: int, parts: int) -> None:
 
 def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1) -> None:
     manifest = open_manifest(recipe)
-    net = open_net(spec, manifest.classes).eval()
+    net = open_net(spec, open_task(recipe.task, manifest).classes).eval()
     loader = open_loader(recipe, manifest, [net])
     replay(net, loader, int(recipe.data.views or 0), manifest.indices("train")[part::parts])
 
@@ -207,26 +210,43 @@ def _judge(cell: Cell) -> None:
     """Read the test split once; what was said of each photo is kept."""
     manifest, predictor = open_manifest(cell.recipe), TorchPredictor.from_run(cell.folder)
     rows = manifest.indices("test", labelled=True)
-    truth = evaluate.truth_of(manifest, rows, predictor.spec.classes, "test")
-    logits = np.stack([predictor([manifest.photo(row)])[0].logits for row in rows])
+    truth = evaluate.truth_of(manifest, rows, predictor.spec, "test")
+    made = [predictor([manifest.photo(row)])[0] for row in rows]
+    numbers = predictor.spec.scale is not None
+    said = np.array([one.value if numbers else one.top for one in made])
+    logits = np.stack([one.logits for one in made])
     with files.replacing(cell.folder / "test.npz") as temporary, temporary.open("wb") as out:
-        np.savez(out, allow_pickle=False, logits=logits, truth=truth)
+        np.savez(out, allow_pickle=False, said=said, truth=truth, logits=logits)
     figures = {
-        "macro_f1": metrics.macro_f1(metrics.confusion(truth, logits.argmax(1), len(predictor.spec.classes))),
-        "accuracy": metrics.accuracy(truth, logits.argmax(1)),
-        "ece": metrics.ece(metrics.softmax(logits), truth),
-        "agreement": _agreement(cell, logits),
+        **(_of_numbers(cell, truth, said) if numbers else _of_classes(cell, truth, said, logits)),
         "minutes": Run.open(cell.folder).record().get("minutes", 0.0),
     }
     files.write_json(cell.folder / "test.json", {"figures": figures, "refused": _refusal(cell.folder)})
 
 
-def _agreement(cell: Cell, logits: NDArray[np.float32]) -> float:
-    """With the teacher of the same seed, whether or not the arm learned from it."""
-    if cell.arm == TEACHER:
-        return 1.0
+def _of_classes(cell: Cell, truth: NDArray[Any], said: NDArray[Any], logits: NDArray[np.float32]) -> dict[str, float]:
+    return {
+        "macro_f1": metrics.macro_f1(metrics.confusion(truth, said, logits.shape[1])),
+        "accuracy": metrics.accuracy(truth, said),
+        "ece": metrics.ece(metrics.softmax(logits), truth),
+        "agreement": metrics.agreement(_taught(cell), said),
+    }
+
+
+def _of_numbers(cell: Cell, truth: NDArray[Any], said: NDArray[Any]) -> dict[str, float]:
+    return {
+        "mae": metrics.mae(truth, said),
+        "rmse": metrics.rmse(truth, said),
+        "r2": metrics.r2(truth, said),
+        "apart": metrics.mae(_taught(cell), said),
+    }
+
+
+def _taught(cell: Cell) -> NDArray[Any]:
+    """What the teacher of the same seed said of these photos, whether or not the arm learned from it."""
     with np.load(cell.teacher / "test.npz", allow_pickle=False) as stored:
-        return metrics.agreement(stored["logits"].argmax(1), logits.argmax(1))
+        said: NDArray[Any] = stored["said"]
+    return said
 
 
 def _refusal(folder: Path) -> str:

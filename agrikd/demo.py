@@ -43,7 +43,7 @@ def run_demo(out: Path) -> Judged:
     runs = _students(recipe, teacher, out / "runs")
     console.say("5 of 8  calibrate: temperature and thresholds on the val split")
     for run in (teacher, *runs.values()):
-        run.write_calibration(calibrate(*held_out(run, 0)))
+        run.write_calibration(calibrate(held_out(run, 0)))
     console.say("6 of 8  evaluate: the test split, once")
     folders = [run.folder for run in runs.values()]
     note = f"{NOTE} {_weights_used()}"
@@ -110,7 +110,7 @@ def _predict(model: Path, photos: Path) -> None:
     rows = [*manifest.indices("test", labelled=True)[:80:40], *manifest.others("test")[:1]]
     predictor = open_predictor(model)
     for row, said in zip(rows, predictor(image.read_all([manifest.file(row) for row in rows])), strict=True):
-        answer = said.to_json(manifest.rows[row].path, predictor.spec.classes)
+        answer = said.to_json(manifest.rows[row].path, predictor.spec)
         remark = f" ({answer['remark']})" if answer["remark"] else ""
         words = f"{answer['says']} {answer['probability']:.0%}{remark}, truth {manifest.rows[row].target}"
         console.say(f"        {answer['photo']}: {words}")

@@ -11,7 +11,7 @@ AgriKDError            1   something a user can mend; never a traceback
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -93,3 +93,9 @@ class StorageError(AgriKDError):
     """The disk is full, or the place cannot be written; nothing half-written was left."""
 
     exit_code = 7
+
+
+def listed(names: Sequence[object]) -> str:
+    """All of a few names; the ends of many, such as a number's bins."""
+    few = names if len(names) <= 40 else (*names[:2], "…", names[-1])
+    return ", ".join(map(str, few))

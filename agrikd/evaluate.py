@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import console, metrics
+from agrikd import console, intervals, metrics
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.predict._base import Predictor
-from agrikd.types import Prediction
+from agrikd.types import ModelSpec, Prediction
 
 _WORST = 12
 
@@ -124,14 +124,14 @@ def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Pred
     """
     rows = manifest.indices(split, labelled=True)
     classes = predictor.spec.classes
-    truth = truth_of(manifest, rows, classes, split)
+    truth = truth_of(manifest, rows, predictor.spec, split)
     predictions, seconds = predict_rows(predictor, manifest, rows)
     logits = np.stack([p.logits for p in predictions])
     probabilities = np.stack([p.probabilities for p in predictions])
     top = probabilities.argmax(axis=1)
     table = metrics.confusion(truth, top, len(classes))
-    groups = _groups(manifest, rows)
-    told = _teacher(teacher, manifest, rows, classes)
+    groups = groups_of(manifest, rows)
+    told = teacher_on(teacher, manifest, rows, classes)
     return Report(
         model=predictor.spec.name,
         backend=predictor.backend,
@@ -150,8 +150,8 @@ def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Pred
         worst=_worst(manifest, rows, truth, predictions, classes),
         decisions=_decisions(predictor, predictions, truth, manifest, split),
         teacher=teacher.spec.name if teacher else None,
-        agreement=metrics.agreement(told.argmax(1), top) if told is not None else None,
-        kl=metrics.kl(told, logits) if told is not None else None,
+        agreement=metrics.agreement([p.top for p in told], top) if told else None,
+        kl=metrics.kl(np.stack([p.logits for p in told]), logits) if told else None,
         parameters=predictor.parameters,
         size_bytes=predictor.size_bytes,
         ms_per_image=1000 * seconds,
@@ -169,23 +169,32 @@ def predict_rows(predictor: Predictor, manifest: Manifest, rows: Sequence[int]) 
     return made, float(np.median(seconds))
 
 
-def truth_of(manifest: Manifest, rows: Sequence[int], classes: tuple[str, ...], split: str) -> NDArray[np.int64]:
-    """int64 [N]: the rows' labels as places in `classes`."""
+def truth_of(manifest: Manifest, rows: Sequence[int], spec: ModelSpec, split: str) -> NDArray[Any]:
+    """The rows' labels, [N]: int64 places in the model's classes, or float64 numbers on its scale."""
     if not rows:
         mend = f"splits with labels: {', '.join(_labelled_splits(manifest)) or 'none'}"
         raise InputError(Problem(f"split {split}", "has no labelled rows", mend))
-    labels = [str(manifest.rows[row].target) for row in rows]
+    labels, classes = [str(manifest.rows[row].target) for row in rows], spec.classes
+    if spec.scale:
+        return _numbers(labels, split)
     if strange := sorted(set(labels) - set(classes)):
         mend = f"the model knows {', '.join(classes)}"
         raise InputError(Problem(f"split {split}", f"has labels the model does not know: {', '.join(strange)}", mend))
     return np.array([classes.index(label) for label in labels], np.int64)
 
 
+def _numbers(labels: Sequence[str], split: str) -> NDArray[np.float64]:
+    try:
+        return np.array([float(label) for label in labels])
+    except ValueError as error:
+        raise InputError(Problem(f"split {split}", f"has a label that is no number: {error}")) from None
+
+
 def _labelled_splits(manifest: Manifest) -> list[str]:
     return [split for split in ("train", "val", "test") if manifest.indices(split, labelled=True)]
 
 
-def _groups(manifest: Manifest, rows: Sequence[int]) -> list[str] | None:
+def groups_of(manifest: Manifest, rows: Sequence[int]) -> list[str] | None:
     """What is resampled together; None where no row names a group."""
     named = [manifest.rows[row].group for row in rows]
     return [group or manifest.rows[row].path for group, row in zip(named, rows, strict=True)] if any(named) else None
@@ -193,13 +202,15 @@ def _groups(manifest: Manifest, rows: Sequence[int]) -> list[str] | None:
 
 def _accuracy(truth: NDArray[np.int64], top: NDArray[Any], groups: list[str] | None) -> Estimate:
     right = (truth == top).astype(np.float64)
-    interval = metrics.bootstrap(lambda i: float(right[i].mean()), len(right), np.random.default_rng(0), groups=groups)
+    interval = intervals.bootstrap(
+        lambda i: float(right[i].mean()), len(right), np.random.default_rng(0), groups=groups
+    )
     return Estimate(float(right.mean()), interval.low, interval.high)
 
 
 def _macro_f1(truth: NDArray[np.int64], top: NDArray[Any], classes: int, groups: list[str] | None) -> Estimate:
     value = metrics.macro_f1(metrics.confusion(truth, top, classes))
-    interval = metrics.bootstrap_macro_f1(truth, top, classes, np.random.default_rng(0), groups=groups)
+    interval = intervals.bootstrap_macro_f1(truth, top, classes, np.random.default_rng(0), groups=groups)
     return Estimate(value, interval.low, interval.high)
 
 
@@ -230,15 +241,16 @@ def _worst(
     return tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:_WORST])
 
 
-def _teacher(
+def teacher_on(
     teacher: Predictor | None, manifest: Manifest, rows: Sequence[int], classes: tuple[str, ...]
-) -> NDArray[np.float32] | None:
+) -> list[Prediction]:
+    """What the teacher says of the rows; nothing where there is none."""
     if teacher is None:
-        return None
+        return []
     if teacher.spec.classes != classes:
         known = ", ".join(teacher.spec.classes)
         raise InputError(Problem(f"teacher {teacher.spec.name}", f"knows other classes: {known}"))
-    return np.stack([p.logits for p in predict_rows(teacher, manifest, rows)[0]])
+    return predict_rows(teacher, manifest, rows)[0]
 
 
 def _decisions(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agrikd import console, files, metrics
+from agrikd import console, files, intervals, metrics
 from agrikd.data.loader import Loader
-from agrikd.errors import GateError
+from agrikd.errors import GateError, listed
 from agrikd.nets._base import Origin
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
 from agrikd.recipe import NetSpec
 from agrikd.run import Run
+from agrikd.tasks._base import Task
 
 _MOST_ROWS = 500
 """Photos the teacher answers live; more would not change the verdict."""
@@ -40,36 +41,36 @@ class Check:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Predictions on rows whose labels are known: truth int [N], logits float [N, C]; `rows` says which rows."""
+    """Predictions on rows whose labels are known; `rows` says which rows.
+
+    truth: [N], classes or numbers. logits: float [N, C]. mistakes: float [N], see `Task.mistake`.
+    """
 
     rows: str
-    truth: NDArray[np.int64]
+    truth: NDArray[Any]
     logits: NDArray[np.float32]
+    mistakes: NDArray[np.float32]
 
     @property
-    def right(self) -> int:
-        return int((self.logits.argmax(1) == self.truth).sum())
-
-    @property
-    def accuracy(self) -> float:
-        return self.right / len(self.truth)
+    def mistake(self) -> float:
+        return float(self.mistakes.mean())
 
 
-def check(net: TimmNet, loader: Loader, held_out: Run | None, alone: Run | None) -> list[Check]:
-    """Hold a teacher against the photos of `loader`.
+def check(net: TimmNet, loader: Loader, task: Task, held_out: Run | None, alone: Run | None) -> list[Check]:
+    """Hold a teacher of `task` against the photos of `loader`.
 
     held_out: the teacher's Run, whose held-out predictions count where there is no val split. alone: a Run of
     the student trained without a teacher, which the teacher must beat.
     """
     net.eval()
-    classes = loader.manifest.classes
+    classes = task.classes
     checks = [_classes(net.origin, classes), _normalisation(net), _head(net.origin), _frozen(net)]
     if checks[0].answer == "refused" and len(net.origin.classes or ()) != len(classes):
         said = "the classes differ in number, so its answers mean nothing here"
         return [*checks, Check("above chance", "not checked", said), Check("beats the student", "not checked", said)]
-    evidence = _evidence(net, loader, held_out)
-    checks += [_above_chance(found, classes) for found in evidence]
-    return [*checks, _beats_student(evidence[0], loader, alone)]
+    evidence = _evidence(net, loader, task, held_out)
+    checks += [_above_chance(found, task) for found in evidence]
+    return [*checks, _beats_student(evidence[0], loader, task, alone)]
 
 
 def decide(findings: Sequence[Sequence[Check]], run: Run, override: str | None) -> None:
@@ -91,10 +92,15 @@ def decide(findings: Sequence[Sequence[Check]], run: Run, override: str | None) 
     raise GateError(f"The teacher is not fit to teach:\n{reasons}\n    → {mend}")
 
 
-def held_out_evidence(run: Run) -> Evidence | None:
+def _evidence_of(rows: str, truth: NDArray[Any], logits: NDArray[np.float32], task: Task) -> Evidence:
+    mistakes = task.mistake(torch.from_numpy(logits), torch.from_numpy(truth))
+    return Evidence(f"{len(truth)} {rows}", truth, logits, mistakes.numpy())
+
+
+def _held_out_evidence(run: Run, task: Task) -> Evidence | None:
     """A Run's stored held-out predictions."""
     stored = run.held_out()
-    return stored and Evidence(f"{len(stored[0])} held-out rows", *stored)
+    return stored and _evidence_of("held-out rows", *stored, task)
 
 
 def _classes(origin: Origin, classes: tuple[str, ...]) -> Check:
@@ -136,36 +142,46 @@ def _frozen(net: TimmNet) -> Check:
     return Check("eval mode, no gradient", "ok", "frozen")
 
 
-def _evidence(net: TimmNet, loader: Loader, held_out: Run | None) -> list[Evidence]:
+def _evidence(net: TimmNet, loader: Loader, task: Task, held_out: Run | None) -> list[Evidence]:
     """The best evidence first: val rows, else the Run's own held-out predictions; then the labelled train rows."""
     found = []
     if rows := loader.manifest.indices("val", labelled=True):
-        found.append(_live(net, loader, rows, "val rows"))
-    elif held_out and (stored := held_out_evidence(held_out)):
+        found.append(_live(net, loader, task, rows, "val rows"))
+    elif held_out and (stored := _held_out_evidence(held_out, task)):
         found.append(stored)
     if not found or found[0].rows.endswith("held-out rows"):
         rows = loader.manifest.indices("train", labelled=True)
-        found.append(_live(net, loader, rows, "labelled train rows, which it may have been taught"))
+        found.append(_live(net, loader, task, rows, "labelled train rows, which it may have been taught"))
     return found
 
 
 @torch.inference_mode()
-def _live(net: TimmNet, loader: Loader, rows: Sequence[int], what: str) -> Evidence:
+def _live(net: TimmNet, loader: Loader, task: Task, rows: Sequence[int], what: str) -> Evidence:
     chosen = np.random.default_rng(0).permutation(np.asarray(rows))[:_MOST_ROWS].tolist()
     batches = list(loader.clean(chosen))
     logits = np.concatenate([net(batch.images).logits.numpy() for batch in batches])
     truth = np.concatenate([batch.target.numpy() for batch in batches])
-    return Evidence(f"{len(truth)} {what}", truth, logits)
+    return _evidence_of(what, truth, logits, task)
 
 
-def _above_chance(found: Evidence, classes: tuple[str, ...]) -> Check:
-    name = "above chance"
-    chance = float(np.bincount(found.truth, minlength=len(classes)).max()) / len(found.truth)
-    low, _ = metrics.wilson(found.right, len(found.truth))
-    said = f"accuracy {found.accuracy:.2f} on {found.rows} (chance {chance:.2f})"
+def _above_chance(found: Evidence, task: Task) -> Check:
+    """Better than one answer for all: the commonest class, or the median."""
+    name, rows = "above chance", len(found.truth)
+    if task.scale:
+        gain = np.abs(found.truth - np.median(found.truth)) - found.mistakes
+        low, _ = intervals.bootstrap(lambda i: float(gain[i].mean()), rows, np.random.default_rng(0))
+        said = f"off by {_said(found, task)} on {found.rows} (by {found.mistake + gain.mean():.3g} at the median)"
+        return Check(name, "ok" if low > 0 else "refused", said)
+    chance = float(np.bincount(found.truth, minlength=len(task.classes)).max()) / rows
+    low, _ = intervals.wilson(rows - int(found.mistakes.sum()), rows)
+    said = f"accuracy {_said(found, task)} on {found.rows} (chance {chance:.2f})"
     if low > chance:
         return Check(name, "ok", said)
-    return Check(name, "refused", said + _if_reordered(found, classes))
+    return Check(name, "refused", said + _if_reordered(found, task.classes))
+
+
+def _said(found: Evidence, task: Task) -> str:
+    return f"{found.mistake:.3g} {task.scale.unit}".strip() if task.scale else f"{1 - found.mistake:.2f}"
 
 
 def _if_reordered(found: Evidence, classes: tuple[str, ...]) -> str:
@@ -173,27 +189,28 @@ def _if_reordered(found: Evidence, classes: tuple[str, ...]) -> str:
     table = metrics.confusion(found.truth, found.logits.argmax(1), len(classes))
     best = table.argmax(axis=1)
     accuracy = table.max(axis=1).sum() / len(found.truth)
-    if len(set(best.tolist())) == len(classes) and accuracy > found.accuracy + 0.2:
+    if len(set(best.tolist())) == len(classes) and accuracy > 1.2 - found.mistake:
         return f"; it would be {accuracy:.2f} if its classes stood in another order, as in a shuffled label list"
     return ""
 
 
-def _beats_student(teacher: Evidence, loader: Loader, alone: Run | None) -> Check:
+def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | None) -> Check:
     name = "beats the student"
     if alone is None:
         return Check(name, "not checked", "no student trained alone was given (gate.student_alone)")
     if rows := loader.manifest.indices("val", labelled=True):
-        net = open_net(NetSpec(run=alone.folder), loader.manifest.classes).eval()
-        student: Evidence | None = _live(net, loader, rows, "val rows")
+        net = open_net(NetSpec(run=alone.folder), task.classes).eval()
+        student: Evidence | None = _live(net, loader, task, rows, "val rows")
     else:
-        student = held_out_evidence(alone)
+        student = _held_out_evidence(alone, task)
     if student is None or teacher.rows.endswith("may have been taught"):
         return Check(name, "not checked", "there is no val split, and no held-out predictions of both")
-    said = f"teacher {teacher.accuracy:.2f} on {teacher.rows}, student alone {student.accuracy:.2f}"
-    if teacher.accuracy > student.accuracy:
+    off = "off by " if task.scale else ""
+    said = f"teacher {off}{_said(teacher, task)} on {teacher.rows}, student alone {off}{_said(student, task)}"
+    if teacher.mistake < student.mistake:
         return Check(name, "ok", said)
     return Check(name, "refused", f"{said}: a teacher no better than the student makes it worse")
 
 
 def _listed(values: Sequence[object]) -> str:
-    return "(" + ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values) + ")"
+    return f"({listed([f'{value:.4g}' if isinstance(value, float) else value for value in values])})"

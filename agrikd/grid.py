@@ -11,7 +11,7 @@ from agrikd import distill
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.jobs import open_manifest
-from agrikd.recipe import GateSpec, MethodSpec, NetSpec, Recipe, TaskSpec
+from agrikd.recipe import GateSpec, MethodSpec, NetSpec, Recipe
 
 ALONE, SMOOTHED, RANDOM_HEAD, TEACHER = "alone", "label smoothing", "random head", "teacher"
 POOL = " + unlabelled"
@@ -19,6 +19,8 @@ POOL = " + unlabelled"
 
 _SMOOTHING = 0.1
 """Szegedy et al. 2016, and the usual control against "distillation is label smoothing"."""
+_WIDER = 2.0
+"""The same for numbers: a label's distribution twice as wide."""
 _OVERRIDE = "a study trains from refused teachers too, and says so"
 
 
@@ -38,14 +40,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Place:
-    """Arms of one place are comparable: the same photos, labels a class (None: all) and student."""
+    """Arms of one place are comparable: the same photos, labels (a class, or of numbers in all; None: all there are)
+    and student."""
 
     data: str
     labels: int | None
     student: str
+    of: str = "labels a class"
 
     def __str__(self) -> str:
-        return f"{self.data}, {self.labels or 'all'} labels a class, {self.student}"
+        return f"{self.data}, {self.labels or 'all'} {self.of}, {self.student}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Cell:
 def teachers(recipes: Sequence[Recipe], plan: Plan, out: Path) -> list[Cell]:
     """A teacher for each dataset, number of labels and seed; methods and students share it."""
     return [
-        Cell(Place(recipe.name, labels, str(recipe.teachers[0].timm)), TEACHER, seed, made, folder, folder, False)
+        Cell(_place(recipe, labels, str(recipe.teachers[0].timm)), TEACHER, seed, made, folder, folder, False)
         for recipe in recipes
         for labels in _labels(recipe, plan)
         for own in [_with_labels(recipe, labels)]
@@ -90,6 +94,9 @@ def require(recipes: Sequence[Recipe], plan: Plan) -> None:
             problems.append(Problem(f"name {name}", "two recipes have it", mend))
     for number, name in enumerate(plan.methods or ()):
         problems += distill.problems({"name": name}, f"--methods {number + 1}")
+    if len({recipe.task.scale for recipe in recipes}) > 1:
+        mend = "compare them apart: classes and numbers, or numbers on two scales, have no common measure"
+        problems.append(Problem("recipes", "are of different tasks", mend))
     for recipe in recipes:
         problems += _unfit(recipe)
     if problems:
@@ -113,7 +120,7 @@ def _of_seed(recipe: Recipe, plan: Plan, out: Path, seed: int) -> Iterator[Cell]
         own = _with_labels(recipe, labels)
         manifest = open_manifest(_seeded(own, seed))
         for name in plan.students or (str(recipe.student.timm),):
-            place = Place(recipe.name, labels, name)
+            place = _place(recipe, labels, name)
             folder = _folder(out, recipe.name, labels, seed)
             for arm, made in _arms(own.model_copy(update={"student": _student(recipe, name)}), plan, manifest):
                 own_folder, learns = folder / _plain(name) / _plain(arm), _learns_from_taught(arm, made)
@@ -125,7 +132,9 @@ def _arms(recipe: Recipe, plan: Plan, manifest: Manifest) -> Iterator[tuple[str,
     labelled = recipe.data.model_copy(update={"unlabelled_share": 0.0})
     pooled = bool(recipe.data.unlabelled_share and manifest.indices("train", labelled=False))
     alone = recipe.without_teacher()
-    smoothed = TaskSpec(name=recipe.task.name, label_smoothing=_SMOOTHING)
+    numbers, task = recipe.task.scale is not None, recipe.task
+    wider = {"sigma": _WIDER * task.sigma} if numbers else {"label_smoothing": _SMOOTHING}
+    smoothed = task.model_copy(update=wider)
     yield ALONE, alone
     yield SMOOTHED, alone.model_copy(update={"task": smoothed, "name": f"{recipe.name}-smoothed"})
     studied = recipe.model_copy(update={"gate": GateSpec(override=_OVERRIDE)})
@@ -153,11 +162,17 @@ def _student(recipe: Recipe, name: str) -> NetSpec:
 
 
 def _labels(recipe: Recipe, plan: Plan) -> tuple[int | None, ...]:
-    return tuple(n or None for n in plan.labels) if plan.labels else (recipe.data.labels_per_class,)
+    own = recipe.data.labels_per_class or recipe.data.labels
+    return tuple(n or None for n in plan.labels) if plan.labels else (own,)
 
 
 def _with_labels(recipe: Recipe, labels: int | None) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels_per_class": labels})})
+    key = "labels" if recipe.task.scale else "labels_per_class"
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={key: labels})})
+
+
+def _place(recipe: Recipe, labels: int | None, net: str) -> Place:
+    return Place(recipe.name, labels, net, "labels" if recipe.task.scale else "labels a class")
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:

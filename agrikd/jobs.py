@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agrikd import distill, image, ranks, tasks
 from agrikd import recipe as recipes
@@ -16,9 +18,9 @@ from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
 from agrikd.data.loader import Loader, PixelCache, Sampler
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import subset
+from agrikd.data.splits import folds, strata, subset
 from agrikd.distill._base import Distiller
-from agrikd.errors import InputError, Problem
+from agrikd.errors import InputError, Problem, listed
 from agrikd.nets import from_timm
 from agrikd.nets._base import Net
 from agrikd.nets.ensemble import open_teacher
@@ -27,6 +29,7 @@ from agrikd.nets.sources import open_net
 from agrikd.recipe import PoolSpec, Recipe
 from agrikd.run import Run
 from agrikd.tasks import open_task
+from agrikd.tasks._base import Task
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,33 @@ def _absent(raw: dict[str, Any], where: str) -> list[Problem]:
 
 
 def open_manifest(recipe: Recipe) -> Manifest:
-    """The recipe's rows, with the labels beyond `labels_per_class` hidden."""
+    """The recipe's rows, with the labels beyond `labels_per_class`, or `labels`, hidden."""
     manifest = manifests.read(recipe.data.manifest, recipe.data.root)
     manifests.require_files(manifest, str(recipe.data.manifest))
-    return subset(manifest, recipe.data.labels_per_class, recipe.data.subset_seed)
+    data, by_class = recipe.data, recipe.task.scale is None
+    return subset(manifest, data.labels_per_class or data.labels, data.subset_seed, by_class=by_class)
+
+
+def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
+    """The fold, 0 to `count` − 1, of each labelled row; rows of a group stay together.
+
+    Of each class, or of each stretch of the scale, every fold has an equal part.
+    """
+    target = task.encode(manifest)[0][list(rows)]
+    kinds = target.numpy() if task.scale is None else strata(target.tolist(), count)
+    return folds(kinds, count, seed, [manifest.rows[row].group or f"row {row}" for row in rows])
 
 
 def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
     manifest = manifest or open_manifest(recipe)
-    task = open_task(recipe.task, manifest.classes)
+    task = open_task(recipe.task, manifest)
     _require_sense(recipe)
     torch.manual_seed(recipe.seed)
     student = open_net(recipe.student, task.classes)
     if student.origin.classes not in (None, task.classes):
-        known = f"its weights know the classes {', '.join(student.origin.classes or ())}"
-        raise InputError(Problem("student", known, f"the photos have {', '.join(task.classes)}: name a timm model"))
+        known = f"its weights know the classes {listed(student.origin.classes or ())}"
+        raise InputError(Problem("student", known, f"the photos have {listed(task.classes)}: name a timm model"))
     needed = recipe.teachers if any(method.needs_teacher for method in _methods(recipe)) else ()
     teachers = [open_teacher(spec, task.classes) for spec in needed]
     loader = open_loader(recipe, manifest, [student, *teachers])
@@ -114,6 +128,10 @@ def _require_sense(recipe: Recipe) -> None:
         if method.needs_teacher and not recipe.teachers:
             mend = "add one under teachers:, or use method none"
             problems.append(Problem("teachers", f"method {spec.name} needs a teacher", mend))
+        if method.tasks and recipe.task.name not in method.tasks:
+            mend = f"choose another of {', '.join(distill.names())}"
+            wrong = f"method {spec.name} is for {' and '.join(method.tasks)}, the task is {recipe.task.name}"
+            problems.append(Problem("method.name", wrong, mend))
     if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in _methods(recipe)):
         mend = "set it to 0, or use --hard-labels"
         wrong = f"method {recipe.method.name} learns nothing from rows without a label"
@@ -122,6 +140,9 @@ def _require_sense(recipe: Recipe) -> None:
     if recipe.data.pool != PoolSpec() and not (recipe.data.unlabelled_share and taught):
         wrong = "filters photos without a label by what a taught teacher says, and there is no teacher or no such photo"
         problems.append(Problem("data.pool", wrong, "leave it out, or set data.unlabelled_share and a teacher"))
+    if recipe.data.pool.confidence and recipe.task.scale:
+        mend = "leave it out; pool.known filters numbers too"
+        problems.append(Problem("data.pool.confidence", "asks for a sure class, and numbers have none", mend))
     if problems:
         raise InputError(problems)
 
@@ -135,7 +156,7 @@ def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Load
         wrong = f"is {size[0]} × {size[1]}, smaller than a net's input of {largest[0]} × {largest[1]}"
         raise InputError(Problem("data.size", wrong, "leave it out, or make it as large as the largest net's input"))
     cache = PixelCache(manifest, size, data.fit, data.cache_mb)
-    target, labelled = open_task(recipe.task, manifest.classes).encode(manifest)
+    target, labelled = open_task(recipe.task, manifest).encode(manifest)
     partners = manifest.indices("train") if any(method.mixes for method in _methods(recipe)) else ()
     return Loader(manifest, cache, Augment(data.augment, size), target, labelled, partners)
 

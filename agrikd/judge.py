@@ -12,11 +12,14 @@ from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.evaluate import Report
+from agrikd.evaluate_numbers import NumberReport, evaluate_numbers
 from agrikd.predict import open_predictor
 from agrikd.report import write_report
+from agrikd.report_numbers import write_number_report
 from agrikd.run import Run
 
 COLUMNS = ("model", "macro-F1", "95 % interval", "ECE", "params", "MB", "ms")
+NUMBER_COLUMNS = ("model", "MAE", "95 % interval", "R²", "params", "MB", "ms")
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,13 @@ class Judged:
     """Models judged on the same rows; `path` is the HTML report, `note` what must be said beside the figures."""
 
     title: str
-    reports: tuple[tuple[str, Report], ...]
+    reports: tuple[tuple[str, Report | NumberReport], ...]
     path: Path
     note: str = ""
-    columns: tuple[str, ...] = COLUMNS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return NUMBER_COLUMNS if isinstance(self.reports[0][1], NumberReport) else COLUMNS
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -52,9 +58,13 @@ def judge(
     if out is None and not runs:
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
     manifest = _manifest(runs, data)
-    reports = []
+    if len({predictor.spec.scale for predictor in predictors}) > 1:
+        mend = "judge them apart"
+        raise InputError(Problem("models", "answer with different scales, or some with a class", mend))
+    judged = evaluate_numbers if predictors[0].spec.scale else evaluate.evaluate
+    reports: list[tuple[str, Report | NumberReport]] = []
     for path, predictor in zip(models, predictors, strict=True):
-        report = evaluate.evaluate(predictor, manifest, split, told if path != teacher else None)
+        report = judged(predictor, manifest, split, told if path != teacher else None)
         reports.append((_label(path, models), report))
         if path.is_dir():
             files.write_json(path / f"report_{split}.json", report.to_json())
@@ -66,13 +76,19 @@ def judge(
 
 
 def _write(
-    path: Path, reports: list[tuple[str, Report]], manifest: Manifest, runs: list[Run], title: str, note: str
+    path: Path,
+    reports: list[tuple[str, Report | NumberReport]],
+    manifest: Manifest,
+    runs: list[Run],
+    title: str,
+    note: str,
 ) -> None:
     main = runs[-1] if runs else None
     record = main.record() if main else {}
     gate_file = main.folder / "gate.json" if main else None
     stages = next((run.record()["stages"] for run in runs if "stages" in run.record()), None)
-    write_report(
+    write: Any = write_number_report if isinstance(reports[0][1], NumberReport) else write_report
+    write(
         path,
         reports,
         title=title,
@@ -111,12 +127,16 @@ def _count_reading(run: Run) -> str:
     return f"{run.folder.name}: the test split has been read {count} times." if count > 1 else ""
 
 
-def _cells(label: str, report: Report) -> tuple[str, ...]:
+def _cells(label: str, report: Report | NumberReport) -> tuple[str, ...]:
+    if isinstance(report, NumberReport):
+        score, second = report.mae, report.r2.value
+    else:
+        score, second = report.macro_f1, report.ece
     return (
         label,
-        f"{report.macro_f1.value:.3f}",
-        f"{report.macro_f1.low:.3f}–{report.macro_f1.high:.3f}",
-        f"{report.ece:.3f}",
+        f"{score.value:.3f}",
+        f"{score.low:.3f}–{score.high:.3f}",
+        f"{second:.3f}",
         f"{report.parameters / 1e6:.2f} M",
         f"{report.size_bytes / 1e6:.1f}",
         f"{report.ms_per_image:.1f}",

@@ -1,6 +1,6 @@
-"""What a prediction is worth, and how sure we may be of it: pure functions over numpy.
+"""What a prediction is worth: pure functions over numpy.
 
-Shapes: N rows, C classes, S seeds, R resamples, M bins. Shares and probabilities lie in [0, 1], losses and
+Shapes: N rows, C classes, R resamples, M bins. Shares and probabilities lie in [0, 1], losses and
 divergences are in nats. A wrong shape, an empty array, a non-finite number or a label out of range is the
 caller's mistake and a `ValueError`; what a metric cannot define is said at the metric.
 """
@@ -8,34 +8,14 @@ caller's mistake and a `ValueError`; what a metric cannot define is said at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from agrikd.arrays import Floats, Ints, finite, integers, places, within
 
 NEVER = float(np.nextafter(1.0, 2.0))  # a threshold that no probability reaches
-CHUNK = 4_000_000  # bounds the bootstrap's memory: the most row weights (float32) drawn at once
-
-
-class Interval(NamedTuple):
-    """A confidence interval, in the unit of its statistic."""
-
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """How much better b is than a, in macro-F1 (−1 to 1), with its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    confidence: float = 0.95
 
 
 class Reliability(NamedTuple):
@@ -46,20 +26,6 @@ class Reliability(NamedTuple):
     rows: Ints
 
 
-class Pair(NamedTuple):
-    """Two arms of a study, judged on the same rows of one dataset.
-
-    truth: int [N]. a, b: int [S, N], what each arm's run predicted; a[s] and b[s] share a seed.
-    groups: [N] names of what must be resampled together (plants, plots); None where each row stands alone.
-    """
-
-    truth: ArrayLike
-    a: ArrayLike
-    b: ArrayLike
-    classes: int
-    groups: ArrayLike | None = None
-
-
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """Probabilities [N, C] of logits [N, C] divided by `temperature` > 0; each row sums to 1."""
     return np.asarray(np.exp(log_softmax(logits, temperature)))
@@ -67,13 +33,13 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
 
 def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """Log-probabilities [N, C] of logits [N, C]; no logit is too large."""
-    scaled = _finite(logits, "logits") / float(_within(temperature, "temperature", 0, math.inf))
+    scaled = finite(logits, "logits") / float(within(temperature, "temperature", 0, math.inf))
     return scaled - _logsumexp(scaled)[:, None]
 
 
 def energy(logits: ArrayLike, temperature: float = 1.0) -> Floats:
     """−T · logsumexp(logits / T), [N]: low where the model knows the picture (Liu et al. 2020, eq. 4)."""
-    scaled = _finite(logits, "logits") / float(_within(temperature, "temperature", 0, math.inf))
+    scaled = finite(logits, "logits") / float(within(temperature, "temperature", 0, math.inf))
     return -temperature * _logsumexp(scaled)
 
 
@@ -84,7 +50,7 @@ def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
 
 def agreement(a: ArrayLike, b: ArrayLike) -> float:
     """Share of rows on which the top classes of two models, int [N] each, are equal."""
-    first, second = _integers(a, "a"), _integers(b, "b")
+    first, second = integers(a, "a"), integers(b, "b")
     if len(first) != len(second):
         raise ValueError(f"the arrays have {len(first)} and {len(second)} rows, expected the same rows")
     return float(np.mean(first == second))
@@ -92,8 +58,8 @@ def agreement(a: ArrayLike, b: ArrayLike) -> float:
 
 def confusion(truth: ArrayLike, predicted: ArrayLike, classes: int) -> Ints:
     """Counts [C, C]: row = true class, column = predicted class."""
-    labels = _labels(truth, "truth", None, classes)
-    guesses = _labels(predicted, "predicted", len(labels), classes)
+    labels = places(truth, "truth", None, classes)
+    guesses = places(predicted, "predicted", len(labels), classes)
     return np.bincount(labels * classes + guesses, minlength=classes**2).reshape(classes, classes)
 
 
@@ -116,10 +82,27 @@ def macro_f1(table: ArrayLike) -> float:
     return float(_macro_f1(np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)))
 
 
+def mae(truth: ArrayLike, said: ArrayLike) -> float:
+    """Mean absolute error of numbers [N], in their unit."""
+    return float(np.mean(np.abs(_errors(truth, said))))
+
+
+def rmse(truth: ArrayLike, said: ArrayLike) -> float:
+    """Root of the mean squared error of numbers [N], in their unit."""
+    return float(np.sqrt(np.mean(_errors(truth, said) ** 2)))
+
+
+def r2(truth: ArrayLike, said: ArrayLike) -> float:
+    """1 − Σ error² / Σ (truth − its mean)²: 1 at the best, 0 for always saying the mean, 0 where truths are equal."""
+    numbers = finite(truth, "truth", 1)
+    spread = np.sum((numbers - numbers.mean()) ** 2)
+    return float(1 - np.sum(_errors(truth, said) ** 2) / spread) if spread else 0.0
+
+
 def auroc(scores_negative: ArrayLike, scores_positive: ArrayLike) -> float:
     """How often a positive scores above a negative, ties counted half: Mann–Whitney U / (n₋ · n₊)."""
-    negative = np.sort(_finite(scores_negative, "scores_negative", 1))
-    positive = _finite(scores_positive, "scores_positive", 1)
+    negative = np.sort(finite(scores_negative, "scores_negative", 1))
+    positive = finite(scores_positive, "scores_positive", 1)
     below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     return float(np.mean(below) / (2 * len(negative)))
 
@@ -127,7 +110,7 @@ def auroc(scores_negative: ArrayLike, scores_positive: ArrayLike) -> float:
 def nll(logits: ArrayLike, truth: ArrayLike) -> float:
     """Mean −log p(truth). Takes logits [N, C], or log-probabilities, which are their own log-softmax."""
     logs = log_softmax(logits)
-    labels = _labels(truth, "truth", *logs.shape)
+    labels = places(truth, "truth", *logs.shape)
     return float(-np.mean(logs[np.arange(len(labels)), labels]))
 
 
@@ -149,7 +132,7 @@ def reliability(probabilities: ArrayLike, truth: ArrayLike, bins: int = 15) -> R
     """Rows sorted by top probability into equal bins ((m−1)/M, m/M] (Guo et al. 2017, section 2)."""
     shares, labels = _judged(probabilities, truth)
     top, right = shares.max(axis=1), shares.argmax(axis=1) == labels
-    at = np.searchsorted(np.arange(1, _within(bins, "bins", 0, math.inf)) / bins, top, side="left")
+    at = np.searchsorted(np.arange(1, within(bins, "bins", 0, math.inf)) / bins, top, side="left")
     rows, sure, correct = (np.bincount(at, weight, bins) for weight in (None, top, right))
     return Reliability(_ratio(sure, rows), _ratio(correct, rows), rows.astype(np.int64))
 
@@ -167,8 +150,8 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
     Where no row is wrong the loss falls for ever as T shrinks: such rows cannot say how sure to be, and the
     logits are left as they are (1.0) rather than blown up to certainty.
     """
-    scores = _finite(logits, "logits")
-    labels = _labels(truth, "truth", *scores.shape)
+    scores = finite(logits, "logits")
+    labels = places(truth, "truth", *scores.shape)
     true = scores[np.arange(len(labels)), labels]
     if np.all(true == scores.max(axis=1)):
         return 1.0
@@ -182,7 +165,7 @@ def fit_temperature(logits: ArrayLike, truth: ArrayLike) -> float:
 
 def coverage(probabilities: ArrayLike, threshold: float) -> float:
     """Share of rows that are answered: their top probability is at least `threshold`."""
-    return float(np.mean(_finite(probabilities, "probabilities").max(axis=1) >= threshold))
+    return float(np.mean(finite(probabilities, "probabilities").max(axis=1) >= threshold))
 
 
 def risk_threshold(probabilities: ArrayLike, truth: ArrayLike, target_risk: float) -> float:
@@ -209,85 +192,15 @@ def conformal_quantile(probabilities: ArrayLike, truth: ArrayLike, coverage: flo
     to come. 1.0, which admits every class, where n is too small for that rank.
     """
     shares, labels = _judged(probabilities, truth)
-    scores = np.sort(1 - shares[np.arange(len(labels)), labels])
-    rank = math.ceil((len(scores) + 1) * _within(coverage, "coverage", 0, 1) - 1e-9)  # 100 · 0.07 > 7 in binary
-    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+    return min(quantile_of(1 - shares[np.arange(len(labels)), labels], coverage), 1.0)
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Score interval of the share successes / n (Wilson 1927); sound for small n and near 0 and 1."""
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} successes of {n}: expected 0 ≤ successes ≤ n and n ≥ 1")
-    z = NormalDist().inv_cdf(0.5 + _within(confidence, "confidence", 0, 1) / 2)
-    share, room = successes / n, z * z / n
-    half = math.sqrt(room * share * (1 - share) + room * room / 4)
-    low, high = ((share + room / 2 + side * half) / (1 + room) for side in (-1, 1))
-    return Interval(0.0 if successes == 0 else low, 1.0 if successes == n else high)
-
-
-def bootstrap(
-    statistic: Callable[[Ints], float],
-    n: int,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    groups: ArrayLike | None = None,
-) -> Interval:
-    """Percentile bootstrap (Efron 1979) of `statistic(indices)` over n rows; indices come sorted.
-
-    `groups` [N]: whole groups are drawn instead of rows, because photos of one plant are not independent.
-    """
-    drawn = (row for weights in _weights(n, rng, resamples, groups) for row in weights)
-    values = np.asarray([statistic(np.repeat(np.arange(n), row.astype(np.int64))) for row in drawn])
-    return _percentiles(_finite(values, "the statistic's values", 1), confidence)
-
-
-def bootstrap_macro_f1(
-    truth: ArrayLike,
-    predicted: ArrayLike,
-    classes: int,
-    rng: np.random.Generator,
-    resamples: int = 2000,
-    groups: ArrayLike | None = None,
-) -> Interval:
-    """95 % `bootstrap` interval of `macro_f1`, a chunk of resamples at once."""
-    labels = _labels(truth, "truth", None, classes)
-    guesses = _labels(predicted, "predicted", len(labels), classes)
-    chunks = _weights(len(labels), rng, resamples, groups)
-    return _percentiles(np.concatenate([_f1_of(chunk, labels, guesses, classes) for chunk in chunks]), 0.95)
-
-
-def paired_bootstrap(
-    pair: Pair, rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> Difference:
-    """Mean over seeds of macro-F1(b) − macro-F1(a) on one dataset, with its percentile interval.
-
-    Rows and seeds are resampled jointly and seeds stay paired: the interval carries the chance of the test
-    photos and the chance of training. Few seeds understate the latter, so name S beside it.
-    """
-    return paired_bootstrap_mean([pair], rng, resamples, confidence)
-
-
-def paired_bootstrap_mean(
-    pairs: Sequence[Pair], rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
-) -> Difference:
-    """`paired_bootstrap` averaged over datasets; each dataset's rows and seeds are drawn on their own."""
-    _within(len(pairs), "the number of pairs", 0, math.inf)
-    found = [_difference(Pair(*pair), rng, resamples) for pair in pairs]
-    interval = _percentiles(np.mean([draws for _, draws in found], axis=0), confidence)
-    return Difference(float(np.mean([mean for mean, _ in found])), interval.low, interval.high, confidence)
-
-
-def verdict(difference: Difference, margin: float = 0.0) -> str:
-    """In words: "helps", "hurts" or "can't tell", by how many points (hundredths of macro-F1).
-
-    It helps (hurts) when the whole interval lies above `margin` ≥ 0 (below −`margin`), in macro-F1.
-    """
-    sign = -1 if difference.high < -margin else 1
-    mean, low, high = (100 * sign * value for value in (difference.mean, difference.low, difference.high))
-    word = "hurts by" if sign < 0 else "helps by" if difference.low > margin else "can't tell:"
-    mean_text, *ends = (f"{round(value, 1) + 0.0:.1f}".replace("-", "−") for value in (mean, *sorted((low, high))))
-    return f"{word} {mean_text} points ({100 * difference.confidence:g} % interval {' to '.join(ends)})"
+def quantile_of(scores: ArrayLike, coverage: float) -> float:
+    """The ⌈(n+1) · coverage⌉-th smallest of n held-out scores: a score to come lies at or below it with probability ≥
+    `coverage` (split conformal: Vovk et al. 2005). Infinite where n is too small for that rank."""
+    found = np.sort(finite(scores, "scores", 1))
+    rank = math.ceil((len(found) + 1) * within(coverage, "coverage", 0, 1) - 1e-9)  # 100 · 0.07 > 7 in binary
+    return float(found[rank - 1]) if rank <= len(found) else math.inf
 
 
 def _logsumexp(scores: Floats) -> Floats:
@@ -306,95 +219,28 @@ def _macro_f1(hits: NDArray[Any], occurs: NDArray[Any], guessed: NDArray[Any]) -
     return _ratio(_ratio(2 * hits, either).sum(axis=-1), (either > 0).sum(axis=-1))
 
 
-def _f1_of(weights: NDArray[np.float32], truth: Ints, predicted: Ints, classes: int) -> Floats:
+def macro_f1_of(weights: NDArray[np.float32], truth: Ints, predicted: Ints, classes: int) -> Floats:
     """Macro-F1 [R] of R resamples, given how often each drew each row [R, N]: three matrix products."""
     occurs, guessed = (labels[:, None] == np.arange(classes) for labels in (truth, predicted))
     return _macro_f1(*(weights @ hot.astype(np.float32) for hot in (occurs & guessed, occurs, guessed)))
 
 
-def _difference(pair: Pair, rng: np.random.Generator, resamples: int) -> tuple[float, Floats]:
-    """Mean over seeds of macro-F1(b) − macro-F1(a): on the rows themselves, and on each resample [R]."""
-    truth = _labels(pair.truth, "truth", None, pair.classes)
-    a, b = (_labels(runs, name, len(truth), pair.classes, 2) for runs, name in ((pair.a, "a"), (pair.b, "b")))
-    if len(a) != len(b):
-        raise ValueError(f"arm a has {len(a)} seeds, arm b {len(b)}: seeds are paired")
-
-    def by_seed(weights: NDArray[np.float32]) -> Floats:  # [R, S]
-        f1_a, f1_b = (np.stack([_f1_of(weights, truth, run, pair.classes) for run in runs], 1) for runs in (a, b))
-        return f1_b - f1_a
-
-    draws = []
-    for weights in _weights(len(truth), rng, resamples, pair.groups):
-        seeds = rng.integers(0, len(a), (len(weights), len(a)))
-        draws.append(np.take_along_axis(by_seed(weights), seeds, axis=1).mean(axis=1))
-    return float(by_seed(np.ones((1, len(truth)), np.float32)).mean()), np.concatenate(draws)
-
-
-def _weights(
-    n: int, rng: np.random.Generator, resamples: int, groups: ArrayLike | None
-) -> Iterator[NDArray[np.float32]]:
-    """How often each resample draws each row, in chunks [≤ R, N]; whole numbers, exact in float32."""
-    names = np.arange(_within(n, "n", 0, math.inf)) if groups is None else np.asarray(groups)
-    if names.shape != (n,):
-        raise ValueError(f"groups has shape {names.shape}, expected ({n},)")
-    units, unit_of = np.unique(names, return_inverse=True)
-    at_once = max(1, CHUNK // n)
-    for start in range(0, _within(resamples, "resamples", 0, math.inf), at_once):
-        rows = min(at_once, resamples - start)
-        drawn = rng.integers(0, len(units), (rows, len(units))) + len(units) * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        yield counts.astype(np.float32)[:, unit_of]
-
-
-def _percentiles(values: Floats, confidence: float) -> Interval:
-    tail = (1 - _within(confidence, "confidence", 0, 1)) / 2
-    return Interval(*np.quantile(values, [tail, 1 - tail]).tolist())
-
-
-def _numbers(values: ArrayLike, name: str, dimensions: int) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != dimensions or array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}, expected {dimensions} dimension(s), none empty")
-    if bad := np.count_nonzero(~np.isfinite(array)):
-        raise ValueError(f"{name} holds {bad} non-finite numbers")
-    return array
-
-
-def _finite(values: ArrayLike, name: str, dimensions: int = 2) -> Floats:
-    return _numbers(values, name, dimensions).astype(np.float64)
-
-
-def _integers(values: ArrayLike, name: str, dimensions: int = 1) -> Ints:
-    array = _numbers(values, name, dimensions)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} holds {array.dtype}, expected integers")
-    return array.astype(np.int64)
-
-
-def _labels(values: ArrayLike, name: str, rows: int | None, classes: int, dimensions: int = 1) -> Ints:
-    labels = _integers(values, name, dimensions)
-    if rows not in (None, labels.shape[-1]):
-        raise ValueError(f"{name} has {labels.shape[-1]} rows, expected {rows}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"{name} goes from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-    return labels
+def _errors(truth: ArrayLike, said: ArrayLike) -> Floats:
+    numbers, answers = finite(truth, "truth", 1), finite(said, "said", 1)
+    if len(numbers) != len(answers):
+        raise ValueError(f"the arrays have {len(numbers)} and {len(answers)} rows, expected the same rows")
+    return answers - numbers
 
 
 def _judged(probabilities: ArrayLike, truth: ArrayLike) -> tuple[Floats, Ints]:
-    shares = _finite(probabilities, "probabilities")
+    shares = finite(probabilities, "probabilities")
     if shares.min() < 0 or not np.allclose(shares.sum(axis=1), 1, atol=1e-3):
         raise ValueError("probabilities must not be negative and must sum to 1 in each row: apply softmax first")
-    return shares, _labels(truth, "truth", *shares.shape)
+    return shares, places(truth, "truth", *shares.shape)
 
 
 def _table(values: ArrayLike) -> Ints:
-    counts = _integers(values, "confusion", 2)
+    counts = integers(values, "confusion", 2)
     if counts.shape[0] != counts.shape[1] or counts.min() < 0 or counts.sum() == 0:
         raise ValueError(f"confusion {counts.shape} must be square and hold counts, not all 0")
     return counts
-
-
-def _within(value: Any, name: str, low: float, high: float) -> Any:
-    if not low < value < high:
-        raise ValueError(f"{name} is {value}, expected a number between {low} and {high}")
-    return value

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agrikd import files, metrics
+from agrikd import files, intervals
 from agrikd.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from agrikd.evaluate import Report
+    from agrikd.evaluate_numbers import NumberReport
 
 _NAMED_COLUMNS = 8
 """With more classes the matrix numbers its columns: names would not fit over them."""
@@ -199,7 +200,7 @@ def reliability(label: str, report: Report) -> Markup:
     axes.text(0.03, 0.94, "above the line: too modest", va="top", fontsize=11, color=_MUTED)
     axes.text(0.97, 0.04, "below: too sure", ha="right", fontsize=11, color=_MUTED)
     for confidence, right, rows in report.reliability:
-        low, high = metrics.wilson(round(right * rows), rows)
+        low, high = intervals.wilson(round(right * rows), rows)
         axes.plot((confidence, confidence), (low, high), color=_ACCENT, linewidth=1)
         axes.plot(confidence, right, "o", color=_ACCENT)
         middle = (min(math.floor(confidence * 15), 14) + 0.5) / 15
@@ -211,6 +212,26 @@ def reliability(label: str, report: Report) -> Markup:
     for percents in (axes.xaxis, axes.yaxis):
         percents.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
     return _svg(figure, f"Reliability of {label}: calibration error {report.ece:.3f} over {report.rows} photos")
+
+
+def scatter(label: str, report: NumberReport) -> Markup:
+    """What was said of each photo over what it was; a bar is the interval."""
+    figure = _figure(400, 400)
+    axes = figure.add_subplot()
+    scale, points = report.scale, report.points
+    truth, said = np.array([point.truth for point in points]), np.array([point.said for point in points])
+    if report.covered is not None:
+        ends = np.array([point.interval for point in points])
+        axes.vlines(truth, ends[:, 0], ends[:, 1], color=_LINE, linewidth=1.2)
+    top = max(truth.max(), said.max(), scale.low + (scale.high - scale.low) / 100)
+    axes.plot((scale.low, top), (scale.low, top), color=_MUTED, linewidth=1)
+    axes.plot(truth, said, "o", color=_ACCENT, markersize=4.5, alpha=0.75, markeredgewidth=0)
+    axes.set_title(_shortened(label), loc="left", fontsize=12)
+    unit = f", {scale.unit}" if scale.unit else ""
+    axes.set(xlabel=f"what it was{unit}", ylabel=f"what was said{unit}")
+    return _svg(
+        figure, f"{label}: what was said of {report.rows} photos over what it was; off by {report.mae.value:.3g}"
+    )
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> list[Markup]:
@@ -238,8 +259,13 @@ def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: 
     return _svg(figure, f"Training, {words}: {'; '.join(ends)}")
 
 
-def learning_curves(name: str, ticks: Sequence[str], lines: Mapping[str, Mapping[str, tuple[float, float]]]) -> Markup:
-    """Macro-F1 over the labels a class: each line's mean and standard deviation over seeds at each of its ticks."""
+def learning_curves(
+    name: str,
+    ticks: Sequence[str],
+    lines: Mapping[str, Mapping[str, tuple[float, float]]],
+    words: tuple[str, str] = ("labels a class", "macro-F1"),
+) -> Markup:
+    """`words` (of the axes): each line's mean and standard deviation over seeds at each of its ticks."""
     figure = _figure(480, 320 + 20 * (len(lines) // 2))
     axes = figure.add_subplot()
     said = []
@@ -250,15 +276,15 @@ def learning_curves(name: str, ticks: Sequence[str], lines: Mapping[str, Mapping
         face: Any = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 5, "linewidth": 1.5, "capsize": 3}
         axes.errorbar(places, means, yerr=spread, color=colour, linestyle=line, label=label, **face)
         said.append(f"{label} {', '.join(f'{value:.2f}' for value in means)}")
-    axes.set(xlabel="labels a class", ylabel="macro-F1 (mean ± sd over seeds)", xticks=range(len(ticks)))
+    axes.set(xlabel=words[0], ylabel=f"{words[1]} (mean ± sd over seeds)", xticks=range(len(ticks)))
     axes.set_xticklabels(ticks)
     axes.set_title(name, loc="left", fontsize=12)
     figure.legend(loc="outside lower left", ncols=2, fontsize=11)
-    return _svg(figure, f"{name}: macro-F1 at {', '.join(ticks)} labels a class: {'; '.join(said)}")
+    return _svg(figure, f"{name}: {words[1]} at {', '.join(ticks)} {words[0]}: {'; '.join(said)}")
 
 
-def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Macro-F1 against a cost: (cost, macro-F1) of each net, a marker a way of training."""
+def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]], measure: str = "macro-F1") -> Markup:
+    """A measure against a cost: (cost, measure) of each net, a marker a way of training."""
     figure = _figure(480, 320 + 20 * (len(points) // 2))
     axes = figure.add_subplot()
     said = []
@@ -273,9 +299,9 @@ def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]]) -> Ma
     axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs], minor=False)
     axes.set_xticks([], minor=True)
     axes.margins(0.15)
-    axes.set(xlabel=f"{unit} (less is better)", ylabel="macro-F1, mean over all places")
+    axes.set(xlabel=f"{unit} (less is better)", ylabel=f"{measure}, mean over all places")
     figure.legend(loc="outside lower left", ncols=2, fontsize=11)
-    return _svg(figure, f"Macro-F1 against {unit}: {'; '.join(said)}")
+    return _svg(figure, f"{measure} against {unit}: {'; '.join(said)}")
 
 
 def counts(classes: Mapping[str, Mapping[str, int]]) -> Markup:

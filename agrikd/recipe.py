@@ -6,6 +6,7 @@ Paths in a recipe file start from the file's folder, `${NAME}` is taken from the
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from agrikd import files
 from agrikd.errors import InputError, Problem
-from agrikd.types import Fit
+from agrikd.types import Fit, Scale
 
 
 class Spec(BaseModel):
@@ -39,10 +40,36 @@ Channels = tuple[float, float, float]
 
 
 class TaskSpec(Spec):
-    """label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, sec. 7)."""
+    """label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, sec. 7).
+
+    For regression alone: low, high: the numbers' range, in `unit`; it is cut into equal `bins`. sigma: the width of a
+    label's distribution, in bins; 0.75 as Farebrother et al. 2024 (arXiv:2403.03950) advise.
+    """
 
     name: str = "classification"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    bins: Annotated[int, Field(ge=3, le=512)] = 32
+    sigma: Positive = 0.75
+
+    @property
+    def scale(self) -> Scale | None:
+        """Of the numbers that regression is about."""
+        if self.low is None or self.high is None:
+            return None
+        return Scale(self.low, self.high, self.unit, beyond=math.ceil(3 * self.sigma))
+
+    @model_validator(mode="after")
+    def _range(self) -> TaskSpec:
+        fields = type(self).model_fields
+        own = [name for name in ("low", "high", "unit") if getattr(self, name) != fields[name].default]
+        if self.name != "regression" and own:
+            raise ValueError(f"task {self.name} has no {', '.join(own)}: only regression has")
+        if self.name == "regression" and (self.low is None or self.high is None or self.low >= self.high):
+            raise ValueError("regression needs low and high, the range of its numbers, low below high")
+        return self
 
 
 class PoolSpec(Spec):
@@ -57,7 +84,8 @@ class DataSpec(Spec):
     """Which photos, how many of their labels, and how they are shown.
 
     root: folder the manifest's paths start from (default: the manifest's own). labels_per_class: None uses
-    all; else the labels of the rest are hidden, nested in `subset_seed`. views: how many augmented views of a
+    all; else the labels of the rest are hidden, nested in `subset_seed`; labels: the same for numbers, which have no
+    classes. views: how many augmented views of a
     photo exist; None makes a new one at every draw. size: the views are rendered at this size and each net
     shrinks them to its own; None takes the nets' largest, so name it where runs with other nets must see the
     same pixels. unlabelled_share: share of each batch drawn from rows without a label; pool: which of these.
@@ -68,6 +96,7 @@ class DataSpec(Spec):
     manifest: Path
     root: Path | None = None
     labels_per_class: Annotated[int, Field(ge=1)] | None = None
+    labels: Annotated[int, Field(ge=1)] | None = None
     subset_seed: int = 0
     views: Annotated[int, Field(ge=1)] | None = None
     size: Size | None = None
@@ -202,6 +231,15 @@ class Recipe(Spec):
     teach: TeachSpec = TeachSpec()
     gate: GateSpec = GateSpec()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _labels_of_the_task(self) -> Recipe:
+        numbers = self.task.scale is not None
+        if numbers and self.data.labels_per_class:
+            raise ValueError("data.labels_per_class: numbers have no classes; write data.labels, how many in all")
+        if not numbers and self.data.labels:
+            raise ValueError("data.labels: is for regression; write data.labels_per_class")
+        return self
 
     @cached_property
     def digest(self) -> str:

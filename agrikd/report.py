@@ -15,6 +15,7 @@ from agrikd import files, image, pages, plots
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.evaluate import Mistake, Report
+from agrikd.evaluate_numbers import NumberReport, Point
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -51,10 +52,10 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """A mistake as a picture: a data URI, or "" and why there is none."""
 
-    mistake: Mistake
+    mistake: Mistake | Point
     picture: str
     why: str
 
@@ -66,7 +67,7 @@ class _Model:
     label: str
     report: Report
     lines: tuple[_Line, ...]
-    tiles: tuple[_Tile, ...]
+    tiles: tuple[Tile, ...]
     matrix: Markup
     reliability: Markup
 
@@ -89,22 +90,30 @@ def write_report(
         raise TypeError(f"write_report knows {sorted(Background.__annotations__)}, not {sorted(strange)}")
     _check(reports)
     with plots.drawing():
-        history = background.get("history") or []
         page = {
-            "title": title,
-            "note": note,
             "models": [_model(label, report, manifest) for label, report in reports],
-            "photos": _photos(manifest),
-            "synthetic": sum(row.source == "synthetic" for row in manifest.rows),
-            "total": len(manifest.rows),
+            "mistake": "Share wrong",
             "words": _words(reports),
             "comparison": plots.comparison(reports),
-            "curves": plots.curves(history) if history else [],
-            "gate": background.get("gate"),
-            "stages": background.get("stages") or [],
-            "facts": _facts(reports) | dict(background.get("facts", {})),
+            **around(reports, manifest, background),
         }
-    files.write_text(path, pages.render("report.html", _FILTERS, **page))
+    files.write_text(path, pages.render("report.html", FILTERS, title=title, note=note, **page))
+
+
+def around(
+    reports: Sequence[tuple[str, Report | NumberReport]], manifest: Manifest, background: Background
+) -> dict[str, Any]:
+    """What every report says beside its figures: which photos, how training went, the gate, facts."""
+    history = background.get("history") or []
+    return {
+        "photos": _photos(manifest),
+        "synthetic": sum(row.source == "synthetic" for row in manifest.rows),
+        "total": len(manifest.rows),
+        "curves": plots.curves(history) if history else [],
+        "gate": background.get("gate"),
+        "stages": background.get("stages") or [],
+        "facts": _facts(reports) | dict(background.get("facts", {})),
+    }
 
 
 def _check(reports: Sequence[tuple[str, Report]]) -> None:
@@ -123,7 +132,7 @@ def _check(reports: Sequence[tuple[str, Report]]) -> None:
 
 def _model(label: str, report: Report, manifest: Manifest) -> _Model:
     known = {row.path for row in manifest.rows}
-    tiles = tuple(_tile(mistake, manifest.root, known) for mistake in report.worst)
+    tiles = tuple(Tile(mistake, *picture_of(mistake.path, manifest.root, known)) for mistake in report.worst)
     return _Model(label, report, _lines(report), tiles, plots.matrix(label, report), plots.reliability(label, report))
 
 
@@ -141,14 +150,15 @@ def _lines(report: Report) -> tuple[_Line, ...]:
     )
 
 
-def _tile(mistake: Mistake, root: Path, known: set[str]) -> _Tile:
-    if mistake.path not in known:
-        return _Tile(mistake, "", "it is not in the manifest")
+def picture_of(path: str, root: Path, known: set[str]) -> tuple[str, str]:
+    """A photo as a data URI, or "" and why there is none."""
+    if path not in known:
+        return "", "it is not in the manifest"
     try:
-        pixels = image.read(root / mistake.path)
+        pixels = image.read(root / path)
     except InputError as error:
-        return _Tile(mistake, "", error.problems[0].wrong)
-    return _Tile(mistake, pages.picture(pixels, _TILE), "")
+        return "", error.problems[0].wrong
+    return pages.picture(pixels, _TILE), ""
 
 
 def _photos(manifest: Manifest) -> list[tuple[str, int, int]]:
@@ -157,7 +167,7 @@ def _photos(manifest: Manifest) -> list[tuple[str, int, int]]:
     return [(split, labelled, rest) for split, labelled, rest in counts if labelled or rest]
 
 
-def _facts(reports: Sequence[tuple[str, Report]]) -> dict[str, str]:
+def _facts(reports: Sequence[tuple[str, Report | NumberReport]]) -> dict[str, str]:
     made = {f"{label}: model and backend": f"{report.model}, {report.backend}" for label, report in reports}
     digests = {report.data_digest: None for _, report in reports}
     return {**made, "data digest": ", ".join(digests)}
@@ -303,7 +313,7 @@ def _count(number: int) -> str:
     return f"{_three_figures(number / 1e6)}\u00a0M" if number >= 100_000 else f"{number:,}".replace(",", "\u00a0")
 
 
-_FILTERS: dict[str, Callable[..., str]] = {
+FILTERS: dict[str, Callable[..., str]] = {
     "percent": _percent,
     "count": _count,
     "figure": _three_figures,

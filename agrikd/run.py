@@ -145,7 +145,7 @@ class Run:
     def write_calibration(self, calibration: Calibration) -> None:
         files.write_json(self.folder / "calibration.json", asdict(calibration))
 
-    def held_out(self) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    def held_out(self) -> tuple[NDArray[Any], NDArray[np.float32]] | None:
         """(truth [N], logits [N, C]) on rows the net has never learned from, where they are stored."""
         path = self.folder / "held_out.npz"
         if not path.exists():
@@ -157,7 +157,7 @@ class Run:
             mend = "copy it again, or make the Run again"
             raise InputError(Problem(str(path), f"is damaged ({error})", mend)) from None
 
-    def write_held_out(self, truth: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
+    def write_held_out(self, truth: NDArray[Any], logits: NDArray[np.float32]) -> None:
         with files.replacing(self.folder / "held_out.npz") as temporary, temporary.open("wb") as out:
             np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32))
 

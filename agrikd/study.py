@@ -13,36 +13,51 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import files, metrics, pages, plots
+from agrikd import files, intervals, pages, plots
 from agrikd.grid import ALONE, POOL, TEACHER, Place
-from agrikd.metrics import Difference, Pair
+from agrikd.intervals import Difference, Pair
 
-COLUMNS = (
-    "data",
-    "labels a class",
-    "student",
-    "arm",
-    "macro-F1 (mean ± sd)",
-    "accuracy",
-    "ECE",
-    "agreement",
-    "against alone",
-    "minutes a run",
-)
-FIGURES = ("macro_f1", "accuracy", "ece", "agreement", "minutes")
+
+@dataclass(frozen=True)
+class Measure:
+    """What runs of a study are compared by: a key of their figures, in words.
+
+    unit: of a mean error, where less is better; None for macro-F1. beside: titles and keys of the other figures.
+    """
+
+    key: str
+    words: str
+    unit: str | None
+    beside: tuple[tuple[str, str], ...]
+
+    @property
+    def size(self) -> float:
+        """What a person would count differences in: points are hundredths of macro-F1."""
+        return 100.0 if self.unit is None else 1.0
+
+    def better(self, one: float, other: float) -> bool:
+        return one > other if self.unit is None else one < other
+
+
+OF_CLASSES = Measure("macro_f1", "macro-F1", None, (("accuracy",) * 2, ("ECE", "ece"), ("agreement",) * 2))
+
+
+def of_numbers(unit: str) -> Measure:
+    beside = (("RMSE", "rmse"), ("R²", "r2"), ("from teacher", "apart"))
+    return Measure("mae", f"MAE, {unit}".rstrip(", "), unit, beside)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One run on the test split: its row of runs.csv, and what it said. truth: int [N]. said: int [N]."""
+    """One run on the test split: its row of runs.csv, and what it said. truth, said: [N], classes or numbers."""
 
     place: Place
     arm: str
     seed: int
     figures: Mapping[str, float]
     refused: str
-    truth: NDArray[np.int64]
-    said: NDArray[np.int64]
+    truth: NDArray[Any]
+    said: NDArray[Any]
 
     @property
     def row(self) -> dict[str, Any]:
@@ -59,40 +74,34 @@ class Arm:
     figures: Mapping[str, tuple[float, ...]]
     difference: Difference | None
     refused: int
+    measure: Measure = OF_CLASSES
 
     @property
-    def macro_f1(self) -> float:
-        return float(np.mean(self.figures["macro_f1"]))
+    def score(self) -> float:
+        """The mean of the study's measure over the seeds."""
+        return float(np.mean(self.figures[self.measure.key]))
 
     @property
     def deviation(self) -> float:
-        values = self.figures["macro_f1"]
+        values = self.figures[self.measure.key]
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         difference = self.difference and self.difference._asdict()
-        return {
-            **asdict(self.place),
-            "arm": self.arm,
-            **self.figures,
-            "against_alone": difference,
-            "refused": self.refused,
-        }
+        own = {**asdict(self.place), "arm": self.arm, **self.figures}
+        return {**own, "against_alone": difference, "refused": self.refused}
 
     def cells(self) -> tuple[str, ...]:
         """As a row of the table."""
-        mean = {name: np.mean(values) for name, values in self.figures.items()}
+        own = (self.place.data, str(self.place.labels or "all"), self.place.student, self.arm)
+        *beside, like_teacher = (f"{np.mean(self.figures[key]):.3f}" for _, key in self.measure.beside)
         return (
-            self.place.data,
-            str(self.place.labels or "all"),
-            self.place.student,
-            self.arm,
-            f"{self.macro_f1:.3f} ± {self.deviation:.3f}",
-            f"{mean['accuracy']:.3f}",
-            f"{mean['ece']:.3f}",
-            "–" if self.arm == TEACHER else f"{mean['agreement']:.3f}",
-            metrics.verdict(self.difference) if self.difference else "–",
-            f"{mean['minutes']:.1f}",
+            *own,
+            f"{self.score:.3f} ± {self.deviation:.3f}",
+            *beside,
+            "–" if self.arm == TEACHER else like_teacher,
+            intervals.verdict(self.difference, unit=self.measure.unit) if self.difference else "–",
+            f"{np.mean(self.figures['minutes']):.1f}",
         )
 
 
@@ -114,6 +123,13 @@ class Study:
     arms: tuple[Arm, ...]
     overall: Mapping[str, Difference]
     costs: Mapping[str, Cost]
+    measure: Measure = OF_CLASSES
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the table whose rows are the arms' cells."""
+        own = ("data", self.arms[0].place.of, "student", "arm", f"{self.measure.words} (mean ± sd)")
+        return (*own, *(title for title, _ in self.measure.beside), "against alone", "minutes a run")
 
     def to_json(self) -> dict[str, Any]:
         overall = {arm: found._asdict() for arm, found in self.overall.items()}
@@ -123,7 +139,7 @@ class Study:
 
     def words(self) -> list[str]:
         """What the study comes to, in sentences."""
-        verdicts = [f"{arm} {metrics.verdict(found)}" for arm, found in self.overall.items()]
+        verdicts = [f"{arm} {intervals.verdict(found, unit=self.measure.unit)}" for arm, found in self.overall.items()]
         verdicts += self._from_the_pool()
         places = len({arm.place for arm in self.arms if arm.arm == ALONE})
         return [*(f"over all {places} places: {said}" if places > 1 else said for said in verdicts), *self.cautions()]
@@ -134,8 +150,9 @@ class Study:
         for arm, found in self.overall.items():
             without = self.overall.get(arm.removesuffix(POOL))
             if arm.endswith(POOL) and without and found.low > 0:
-                pool = found.mean - without.mean
-                share = f"{100 * pool:.1f} of {100 * found.mean:.1f} points".replace("-", "−")
+                pool, size = found.mean - without.mean, self.measure.size
+                digits, unit = (1, "points") if self.measure.unit is None else (2, self.measure.unit)
+                share = f"{size * pool:.{digits}f} of {size * found.mean:.{digits}f} {unit}".replace("-", "−")
                 said.append(f"{arm}: the photos without labels brought {share}")
         return said
 
@@ -149,13 +166,13 @@ class Study:
 
     def cautions(self) -> list[str]:
         """Where the teacher knew no more than the student, or the gate refused it; and too few seeds."""
-        alone = {arm.place: arm.macro_f1 for arm in self.arms if arm.arm == ALONE}
+        alone = {arm.place: arm.score for arm in self.arms if arm.arm == ALONE}
         teacher = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
         weak = [
-            f"{place}: the teacher ({found.macro_f1:.3f}) is no better than the student alone ({value:.3f});"
+            f"{place}: the teacher ({found.score:.3f}) is no better than the student alone ({value:.3f});"
             " find a better one first"
             for place, value in alone.items()
-            if (found := teacher.get((place.data, place.labels))) and found.macro_f1 <= value
+            if (found := teacher.get((place.data, place.labels))) and not self.measure.better(found.score, value)
         ]
         refused = [
             f"{arm.place}: the gate refused the teacher of {arm.refused} of {len(arm.figures['macro_f1'])} seeds"
@@ -168,7 +185,7 @@ class Study:
 
     def markdown(self) -> str:
         """The table for models/LOG.md."""
-        lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        lines = ["| " + " | ".join(self.columns) + " |", "|---" * len(self.columns) + "|"]
         lines += ["| " + " | ".join(arm.cells()) + " |" for arm in self.arms]
         return "\n".join([*lines, "", *(f"- {sentence}" for sentence in self.words())])
 
@@ -196,11 +213,11 @@ class Study:
             (str(place), [arm.cells()[3:] for arm in (taught[place.data, place.labels], *arms)])
             for place, arms in places.items()
         ]
-        values = {"study": self, "places": tables, "columns": COLUMNS[3:], "plots": list(pictures)}
+        values = {"study": self, "places": tables, "columns": self.columns[3:], "plots": list(pictures)}
         return pages.render("study.html", {}, title=f"Comparison over {self.seeds} seeds", **values)
 
     def _curves(self) -> Iterator[tuple[str, Any]]:
-        """Macro-F1 over the labels a class, one picture a dataset and student with at least two numbers of them."""
+        """The measure over the labels, one picture a dataset and student with at least two numbers of them."""
         lines: dict[tuple[str, str], dict[str, list[Arm]]] = defaultdict(lambda: defaultdict(list))
         for arm in self.arms:
             if arm.arm != TEACHER:
@@ -209,19 +226,20 @@ class Study:
             ticks = sorted({arm.place.labels or 0 for found in arms.values() for arm in found}, key=lambda n: n or 1e9)
             if len(ticks) > 1:
                 points = {
-                    name: {str(arm.place.labels or "all"): (arm.macro_f1, arm.deviation) for arm in found}
+                    name: {str(arm.place.labels or "all"): (arm.score, arm.deviation) for arm in found}
                     for name, found in arms.items()
                 }
-                picture = plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points)
+                axes = (self.arms[0].place.of, self.measure.words)
+                picture = plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points, axes)
                 yield f"curves_{data}_{student.replace('/', '-')}", picture
 
     def _trades(self) -> Iterator[tuple[str, Any]]:
-        """Macro-F1 of each arm's mean over the places against what its net costs, where there is more than one net."""
+        """The mean of each arm's measure over the places against what its net costs, where there are several nets."""
         if len(self.costs) < 2:
             return
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for arm in self.arms:
-            found[arm.arm][arm.place.student].append(arm.macro_f1)
+            found[arm.arm][arm.place.student].append(arm.score)
         for unit, key, scale in (("ms per photo", "ms_per_image", 1.0), ("MB", "size_bytes", 1e-6)):
             points = {
                 arm: [
@@ -231,17 +249,24 @@ class Study:
                 ]
                 for arm, nets in found.items()
             }
-            yield f"cost_{key}", plots.trades(unit, points)
+            yield f"cost_{key}", plots.trades(unit, points, self.measure.words)
 
 
 class Split(NamedTuple):
-    """A dataset's test split: how many classes, and the names of what is resampled together (None: each row alone)."""
+    """A dataset's test split: how many classes (None: numbers), and the names of what is resampled together (None: each
+    row alone)."""
 
-    classes: int
+    classes: int | None
     groups: list[str] | None
 
 
-def summed_up(judged: Sequence[Judged], steps: int, costs: Mapping[str, Cost], splits: Mapping[str, Split]) -> Study:
+def summed_up(
+    judged: Sequence[Judged],
+    steps: int,
+    costs: Mapping[str, Cost],
+    splits: Mapping[str, Split],
+    measure: Measure = OF_CLASSES,
+) -> Study:
     """The study of all runs; every arm has the same seeds."""
     by_arm: dict[tuple[Place, str], list[Judged]] = defaultdict(list)
     for one in judged:
@@ -252,11 +277,11 @@ def summed_up(judged: Sequence[Judged], steps: int, costs: Mapping[str, Cost], s
         if name not in (ALONE, TEACHER):
             pair = _pair(by_arm[place, ALONE], runs, splits[place.data])
             pairs[name].append(pair)
-            difference = metrics.paired_bootstrap(pair, np.random.default_rng(0))
-        figures = {key: tuple(run.figures[key] for run in runs) for key in FIGURES}
-        arms.append(Arm(place, name, figures, difference, sum(bool(run.refused) for run in runs)))
-    overall = {name: metrics.paired_bootstrap_mean(found, np.random.default_rng(0)) for name, found in pairs.items()}
-    return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs)
+            difference = intervals.paired_bootstrap(pair, np.random.default_rng(0))
+        figures = {key: tuple(run.figures[key] for run in runs) for key in runs[0].figures}
+        arms.append(Arm(place, name, figures, difference, sum(bool(run.refused) for run in runs), measure))
+    overall = {name: intervals.paired_bootstrap_mean(found, np.random.default_rng(0)) for name, found in pairs.items()}
+    return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs, measure)
 
 
 def _pair(alone: Sequence[Judged], runs: Sequence[Judged], split: Split) -> Pair:

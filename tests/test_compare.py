@@ -11,7 +11,7 @@ import pytest
 from agrikd.errors import InputError
 from agrikd.grid import ALONE, POOL, TEACHER, Place, Plan, require
 from agrikd.recipe import DataSpec, MethodSpec, NetSpec, Recipe
-from agrikd.study import FIGURES, Cost, Judged, Split, Study, csv_of, summed_up
+from agrikd.study import Cost, Judged, Split, Study, csv_of, summed_up
 
 PLACE = Place("leaves", 20, "student")
 TAUGHT = Place("leaves", 20, "big")
@@ -23,7 +23,15 @@ def judged(place: Place, arm: str, seed: int, wrong: int, refused: str = "") -> 
     said = TRUTH.copy()
     said[:wrong] = (said[:wrong] + 1) % 3
     score = 1 - wrong / 60
-    return Judged(place, arm, seed, dict.fromkeys(FIGURES, score), refused, TRUTH, said)
+    return Judged(
+        place,
+        arm,
+        seed,
+        dict.fromkeys(("macro_f1", "accuracy", "ece", "agreement", "minutes"), score),
+        refused,
+        TRUTH,
+        said,
+    )
 
 
 def study(alone: int, distilled: int, teacher: int, seeds: int = 3) -> Study:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agrikd import metrics
-from agrikd.calibrate import calibrate
+from agrikd.calibrate import HeldOut, calibrate
 from agrikd.data import manifest as manifests
 from agrikd.errors import InputError
 from agrikd.evaluate import Report, evaluate
@@ -98,7 +98,7 @@ def test_calibration_keeps_its_promises_on_fresh_rows() -> None:
     logits = rng.normal(0, 1, (4000, 4)).astype(np.float32)
     logits[np.arange(4000), labels] += 2
     logits *= 3  # with unit noise around a shift of 2 the honest logits are 2 times the values, so T = 3 / 2
-    made = calibrate(logits[:2000], labels[:2000], "val", target_risk=0.1, coverage=0.9, known_kept=0.95)
+    made = calibrate(HeldOut(logits[:2000], labels[:2000], "val"), target_risk=0.1, coverage=0.9, known_kept=0.95)
     spec = ModelSpec("s", "classification", ("a", "b", "c", "d"), (8, 8), calibration=made)
     said = decode(logits[2000:], logits[2000:], spec)
     fresh = labels[2000:]
@@ -114,5 +114,5 @@ def test_calibration_keeps_its_promises_on_fresh_rows() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
 def test_calibration_refuses_shares_and_too_few_rows_at_once(share: float) -> None:
     with pytest.raises(InputError) as caught:
-        calibrate(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), "val", coverage=share)
+        calibrate(HeldOut(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), "val"), coverage=share)
     assert [problem.where for problem in caught.value.problems] == ["coverage", "calibrate"]

@@ -18,8 +18,10 @@ from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
 from agrikd.recipe import NetSpec, parse
 from agrikd.run import Run
+from agrikd.tasks.classification import Classification
 
 CLASSES = ("blight", "healthy", "rust")
+TASK = Classification(CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def why(checks: list[gate.Check]) -> str:
 
 
 def test_a_taught_teacher_passes(taught: Path, loader: Loader) -> None:
-    checks = gate.check(teacher(taught), loader, Run.open(taught), None)
+    checks = gate.check(teacher(taught), loader, TASK, Run.open(taught), None)
     assert answers(checks) == {
         "class names and order": "ok",
         "declared normalisation": "ok",
@@ -57,7 +59,7 @@ def test_a_random_head_is_refused(taught: Path, loader: Loader) -> None:
     net.origin = replace(net.origin, head_trained=False)
     torch.manual_seed(0)
     torch.nn.init.normal_(net.classifier.weight, std=0.02)
-    said = why(gate.check(net, loader, None, None))
+    said = why(gate.check(net, loader, TASK, None, None))
     assert "the classifier is random" in said and "agrikd teach" in said
 
 
@@ -65,7 +67,7 @@ def test_a_random_head_that_claims_to_be_trained_is_caught_by_its_answers(taught
     net = teacher(taught)
     torch.manual_seed(0)
     torch.nn.init.normal_(net.classifier.weight, std=0.02)
-    assert "above chance: accuracy" in why(gate.check(net, loader, None, None))
+    assert "above chance: accuracy" in why(gate.check(net, loader, TASK, None, None))
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -74,31 +76,31 @@ def test_shuffled_classes_are_refused(taught: Path, loader: Loader, declared: bo
     order = [2, 0, 1]
     if declared:
         net.origin = replace(net.origin, classes=tuple(CLASSES[i] for i in order))
-        assert "the same classes in another order" in why(gate.check(net, loader, None, None))
+        assert "the same classes in another order" in why(gate.check(net, loader, TASK, None, None))
         return
     with torch.no_grad():
         net.classifier.weight.copy_(net.classifier.weight[order])
         net.classifier.bias.copy_(net.classifier.bias[order])
-    said = why(gate.check(net, loader, None, None))
+    said = why(gate.check(net, loader, TASK, None, None))
     assert "above chance" in said and "another order, as in a shuffled label list" in said
 
 
 def test_another_normalisation_is_refused(taught: Path, loader: Loader) -> None:
     net = teacher(taught, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    said = why(gate.check(net, loader, None, None))
+    said = why(gate.check(net, loader, TASK, None, None))
     assert "it was trained with mean (0.5, 0.5, 0.5)" in said and "the recipe gives mean (0.485, 0.456, 0.406)" in said
 
 
 def test_a_normalisation_nobody_declared_is_refused(taught: Path, loader: Loader) -> None:
     net = teacher(taught)
     net.origin = replace(net.origin, mean=None)
-    assert "does not say its mean and std" in why(gate.check(net, loader, None, None))
+    assert "does not say its mean and std" in why(gate.check(net, loader, TASK, None, None))
 
 
 def test_another_class_count_is_refused_and_its_answers_not_judged(taught: Path, loader: Loader) -> None:
     net = teacher(taught)
     net.origin = replace(net.origin, classes=(*CLASSES, "mildew"))
-    checks = gate.check(net, loader, None, None)
+    checks = gate.check(net, loader, TASK, None, None)
     assert "it knows 4 classes, the photos have 3" in why(checks)
     assert answers(checks)["above chance"] == "not checked"
 
@@ -106,12 +108,12 @@ def test_another_class_count_is_refused_and_its_answers_not_judged(taught: Path,
 def test_a_teacher_in_training_mode_is_refused(taught: Path, loader: Loader) -> None:
     net = teacher(taught)
     net.requires_grad_(True)
-    assert "wants gradients" in why(gate.check(net, loader, None, None)).replace("want ", "wants ")
+    assert "wants gradients" in why(gate.check(net, loader, TASK, None, None)).replace("want ", "wants ")
 
 
 def test_a_teacher_no_better_than_the_student_is_refused(taught: Path, loader: Loader) -> None:
     """The student alone is played by the same net, so the teacher is exactly as good."""
-    checks = gate.check(teacher(taught), loader, None, Run.open(taught))
+    checks = gate.check(teacher(taught), loader, TASK, None, Run.open(taught))
     assert "a teacher no better than the student makes it worse" in why(checks)
     assert [check.name for check in checks if check.answer == "refused"] == ["beats the student"]
 
@@ -131,6 +133,6 @@ def test_a_refusal_is_kept_and_leaves_no_trained_run(
 
 
 def test_held_out_predictions_are_the_evidence_where_there_is_no_val_split(taught: Path) -> None:
-    stored = gate.held_out_evidence(Run.open(taught))
+    stored = gate._held_out_evidence(Run.open(taught), TASK)
     assert stored is not None and stored.logits.shape == (len(stored.truth), 3)
     assert np.isfinite(stored.logits).all()

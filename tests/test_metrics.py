@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from agrikd import metrics
-from agrikd.metrics import Difference, Pair
+from agrikd import intervals, metrics
+from agrikd.intervals import Difference, Pair
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -245,7 +245,7 @@ class TestIntervals:
         # By the formula with z = 1.959964, 8 of 10: (0.8 + 0.192073 ± 0.309506...) / 1.384146.
         z = 1.959963984540054
         half = z * math.sqrt(0.8 * 0.2 / 10 + z**2 / 400)
-        low, high = metrics.wilson(8, 10)
+        low, high = intervals.wilson(8, 10)
         assert (low, high) == pytest.approx(((0.8 + z**2 / 20 - half) / (1 + z**2 / 10),
                                              (0.8 + z**2 / 20 + half) / (1 + z**2 / 10)))  # fmt: skip
         assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
@@ -254,14 +254,14 @@ class TestIntervals:
     @given(st.integers(1, 200), st.data())
     def test_wilson_holds_the_share(self, n, data):
         k = data.draw(st.integers(0, n))
-        low, high = metrics.wilson(k, n)
+        low, high = intervals.wilson(k, n)
         assert 0 <= low <= k / n <= high <= 1
-        wide = metrics.wilson(k, n, 0.99)
+        wide = intervals.wilson(k, n, 0.99)
         assert wide.low <= low and high <= wide.high
 
     def test_bootstrap_of_a_mean_is_its_normal_interval(self):
         values = rng(0).normal(size=400)
-        found = metrics.bootstrap(lambda index: float(values[index].mean()), 400, rng(1))
+        found = intervals.bootstrap(lambda index: float(values[index].mean()), 400, rng(1))
         error = 1.96 * values.std() / 20
         assert found.low == pytest.approx(values.mean() - error, abs=0.015)
         assert found.high == pytest.approx(values.mean() + error, abs=0.015)
@@ -270,25 +270,25 @@ class TestIntervals:
     @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 99))
     def test_bootstrap_holds_the_estimate(self, right, seed):
         values = np.array(right, float)
-        found = metrics.bootstrap(lambda index: float(values[index].mean()), len(values), rng(seed), 300)
+        found = intervals.bootstrap(lambda index: float(values[index].mean()), len(values), rng(seed), 300)
         assert 0 <= found.low <= values.mean() <= found.high <= 1
 
     def test_the_same_seed_gives_the_same_interval(self):
         truth, guess = rng(0).integers(0, 3, (2, 50))
-        one, two = (metrics.bootstrap_macro_f1(truth, guess, 3, rng(5), 200) for _ in range(2))
+        one, two = (intervals.bootstrap_macro_f1(truth, guess, 3, rng(5), 200) for _ in range(2))
         assert one == two
 
     @pytest.mark.parametrize("grouped", [False, True])
     def test_the_fast_bootstrap_is_the_slow_one(self, grouped, monkeypatch):
-        monkeypatch.setattr(metrics, "CHUNK", 70)  # several chunks, the last one short
+        monkeypatch.setattr(intervals, "CHUNK", 70)  # several chunks, the last one short
         truth, guess = rng(0).integers(0, 4, (2, 30))
         groups = [f"plant {i // 4}" for i in range(30)] if grouped else None
 
         def slow(index):
             return metrics.macro_f1(metrics.confusion(truth[index], guess[index], 4))
 
-        expected = metrics.bootstrap(slow, 30, rng(7), 101, groups=groups)
-        assert metrics.bootstrap_macro_f1(truth, guess, 4, rng(7), 101, groups) == pytest.approx(expected)
+        expected = intervals.bootstrap(slow, 30, rng(7), 101, groups=groups)
+        assert intervals.bootstrap_macro_f1(truth, guess, 4, rng(7), 101, groups) == pytest.approx(expected)
         assert expected.low <= slow(np.arange(30)) <= expected.high
 
     def test_groups_are_drawn_whole(self):
@@ -300,13 +300,13 @@ class TestIntervals:
             assert counts[[0, 1, 3]].sum() == 3
             return 0.0
 
-        metrics.bootstrap(whole, 6, rng(0), 50, groups=groups)
+        intervals.bootstrap(whole, 6, rng(0), 50, groups=groups)
 
     def test_groups_widen_the_interval_of_dependent_rows(self):
         right = np.repeat(rng(0).integers(0, 2, 20), 10)  # ten photos of each of twenty plants, all right or wrong
         truth, guess = np.ones(200, int), right
-        alone = metrics.bootstrap_macro_f1(truth, guess, 2, rng(1))
-        grouped = metrics.bootstrap_macro_f1(truth, guess, 2, rng(1), groups=np.repeat(np.arange(20), 10))
+        alone = intervals.bootstrap_macro_f1(truth, guess, 2, rng(1))
+        grouped = intervals.bootstrap_macro_f1(truth, guess, 2, rng(1), groups=np.repeat(np.arange(20), 10))
         assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
 
@@ -329,29 +329,29 @@ class TestStudies:
             - metrics.macro_f1(metrics.confusion(pair.truth, a, 4))
             for a, b in zip(pair.a, pair.b, strict=True)
         ]
-        found = metrics.paired_bootstrap(pair, rng(1), 500)
+        found = intervals.paired_bootstrap(pair, rng(1), 500)
         assert found.mean == pytest.approx(np.mean(each))
         assert found.low <= found.mean <= found.high
-        assert metrics.verdict(found).startswith("helps by ")
+        assert intervals.verdict(found).startswith("helps by ")
 
     @QUICK
     @given(st.integers(0, 99), st.integers(1, 4))
     def test_no_difference_cannot_be_told(self, seed, seeds):
         pair = arms(0.6, 0.6, seeds=seeds, rows=40, seed=seed)
-        same = metrics.paired_bootstrap(pair._replace(b=pair.a), rng(seed), 50)
+        same = intervals.paired_bootstrap(pair._replace(b=pair.a), rng(seed), 50)
         assert same == Difference(0, 0, 0)
-        assert metrics.verdict(same) == "can't tell: 0.0 points (95 % interval 0.0 to 0.0)"
+        assert intervals.verdict(same) == "can't tell: 0.0 points (95 % interval 0.0 to 0.0)"
 
     def test_swapping_the_arms_swaps_the_verdict(self):
         pair = arms(0.4, 0.8)
-        there = metrics.paired_bootstrap(pair, rng(3), 500)
-        back = metrics.paired_bootstrap(pair._replace(a=pair.b, b=pair.a), rng(3), 500)
+        there = intervals.paired_bootstrap(pair, rng(3), 500)
+        back = intervals.paired_bootstrap(pair._replace(a=pair.b, b=pair.a), rng(3), 500)
         assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low), abs=1e-9)
-        assert metrics.verdict(back) == metrics.verdict(there).replace("helps", "hurts")
+        assert intervals.verdict(back) == intervals.verdict(there).replace("helps", "hurts")
 
     def test_false_alarms_are_as_rare_as_promised(self):
-        found = [metrics.paired_bootstrap(arms(0.6, 0.6, 5, 100, seed=s), rng(s), 200) for s in range(100)]
-        alarms = sum(not metrics.verdict(one).startswith("can't tell") for one in found)
+        found = [intervals.paired_bootstrap(arms(0.6, 0.6, 5, 100, seed=s), rng(s), 200) for s in range(100)]
+        alarms = sum(not intervals.verdict(one).startswith("can't tell") for one in found)
         assert alarms <= 10  # 5 expected of 100
 
     def test_seeds_that_differ_widen_the_interval(self):
@@ -359,29 +359,29 @@ class TestStudies:
         good, bad = pair.truth, np.zeros(400, int)
         steady = pair._replace(b=np.stack([np.where(np.arange(400) % 2, good, bad)] * 4))
         lucky = pair._replace(b=np.stack([good, good, bad, bad]))
-        wide, narrow = (metrics.paired_bootstrap(one, rng(2), 500) for one in (lucky, steady))
+        wide, narrow = (intervals.paired_bootstrap(one, rng(2), 500) for one in (lucky, steady))
         assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
     def test_datasets_are_averaged(self):
         pairs = [arms(0.5, 0.7, seed=1), tuple(arms(0.5, 0.6, seeds=2, classes=3, seed=2))]
-        alone = [metrics.paired_bootstrap(Pair(*pair), rng(0), 50).mean for pair in pairs]
-        found = metrics.paired_bootstrap_mean(pairs, rng(0), 300)
+        alone = [intervals.paired_bootstrap(Pair(*pair), rng(0), 50).mean for pair in pairs]
+        found = intervals.paired_bootstrap_mean(pairs, rng(0), 300)
         assert found.mean == pytest.approx(np.mean(alone))
         assert found.low <= found.mean <= found.high
 
     def test_a_study_is_judged_within_two_seconds(self):
         pair = arms(0.6, 0.7, seeds=5, rows=400, classes=8)
         start = time.process_time()
-        metrics.paired_bootstrap(pair, rng(0), 2000)
+        intervals.paired_bootstrap(pair, rng(0), 2000)
         assert time.process_time() - start < 2
 
     def test_verdict_in_words(self):
-        said = metrics.verdict(Difference(0.062, 0.021, 0.098))
+        said = intervals.verdict(Difference(0.062, 0.021, 0.098))
         assert said == "helps by 6.2 points (95 % interval 2.1 to 9.8)"
-        assert metrics.verdict(Difference(-0.062, -0.098, -0.021)) == said.replace("helps", "hurts")
-        unclear = metrics.verdict(Difference(0.004, -0.01, 0.019, 0.9))
+        assert intervals.verdict(Difference(-0.062, -0.098, -0.021)) == said.replace("helps", "hurts")
+        unclear = intervals.verdict(Difference(0.004, -0.01, 0.019, 0.9))
         assert unclear == "can't tell: 0.4 points (90 % interval −1.0 to 1.9)"
-        assert metrics.verdict(Difference(0.062, 0.021, 0.098), margin=0.03).startswith("can't tell: 6.2 points")
+        assert intervals.verdict(Difference(0.062, 0.021, 0.098), margin=0.03).startswith("can't tell: 6.2 points")
 
 
 @pytest.mark.parametrize(
@@ -403,17 +403,17 @@ class TestStudies:
         (lambda: metrics.ece([[0.5, 0.5]], [0], bins=0), "bins is 0"),
         (lambda: metrics.kl([[0.0, 1.0]], [[0.0, 1.0, 2.0]]), "the student's"),
         (lambda: metrics.auroc([], [1.0]), "scores_negative"),
-        (lambda: metrics.wilson(3, 2), "3 successes of 2"),
-        (lambda: metrics.wilson(1, 2, 1.0), "confidence is 1.0"),
+        (lambda: intervals.wilson(3, 2), "3 successes of 2"),
+        (lambda: intervals.wilson(1, 2, 1.0), "confidence is 1.0"),
         (lambda: metrics.risk_threshold([[0.5, 0.5]], [0], 1.5), "target_risk is 1.5"),
         (lambda: metrics.conformal_quantile([[0.5, 0.5]], [0], 1.0), "coverage is 1.0"),
-        (lambda: metrics.bootstrap(lambda index: math.nan, 3, rng(), 5), "non-finite"),
-        (lambda: metrics.bootstrap(lambda index: 0.0, 3, rng(), 5, groups=[0, 1]), "groups has shape"),
-        (lambda: metrics.bootstrap(lambda index: 0.0, 0, rng()), "n is 0"),
-        (lambda: metrics.bootstrap_macro_f1([0], [0], 1, rng(), 0), "resamples is 0"),
-        (lambda: metrics.paired_bootstrap(Pair([0], [[0]], [[0], [0]], 1), rng()), "seeds are paired"),
-        (lambda: metrics.paired_bootstrap(Pair([0], [0], [0], 1), rng()), "a has shape"),
-        (lambda: metrics.paired_bootstrap_mean([], rng()), "the number of pairs is 0"),
+        (lambda: intervals.bootstrap(lambda index: math.nan, 3, rng(), 5), "non-finite"),
+        (lambda: intervals.bootstrap(lambda index: 0.0, 3, rng(), 5, groups=[0, 1]), "groups has shape"),
+        (lambda: intervals.bootstrap(lambda index: 0.0, 0, rng()), "n is 0"),
+        (lambda: intervals.bootstrap_macro_f1([0], [0], 1, rng(), 0), "resamples is 0"),
+        (lambda: intervals.paired_bootstrap(Pair([0], [[0]], [[0], [0]], 1), rng()), "seeds are paired"),
+        (lambda: intervals.paired_bootstrap(Pair([0], [0], [0], 1), rng()), "a has shape"),
+        (lambda: intervals.paired_bootstrap_mean([], rng()), "the number of pairs is 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(call, says):

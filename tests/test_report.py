@@ -137,12 +137,12 @@ GATE = {
     "override": "a trial",
 }
 STAGES = [
-    {"stage": "probe", "rows": 60, "nll": 0.7, "accuracy": 0.75, "kept": True},
-    {"stage": "all", "rows": 60, "nll": 0.9, "accuracy": 0.70, "kept": False},
+    {"stage": "probe", "rows": 60, "nll": 0.7, "mistake": 0.25, "kept": True},
+    {"stage": "all", "rows": 60, "nll": 0.9, "mistake": 0.30, "kept": False},
 ]
 HISTORY = [
     {"step": 10, "lr": 0.1, "loss": 2.0, "task": 1.5, "kd": 0.5},
-    {"step": 20, "lr": 0.1, "loss": 1.0, "task": 0.8, "kd": 0.2, "val_accuracy": 0.6},
+    {"step": 20, "lr": 0.1, "loss": 1.0, "task": 0.8, "kd": 0.2, "val_mistake": 0.6},
 ]
 
 

@@ -122,7 +122,7 @@ def test_a_finished_run_holds_what_later_stages_read(tiny: Tiny, tmp_path: Path)
     assert kept["embedding"].shape[0] == kept["thumbnail"].shape[0] == len(kept["path"]) == 24
     assert kept["thumbnail"].shape[1:] == (96, 96, 3)
     assert [entry["step"] for entry in run.history()] == [2, 4, 6]
-    assert all({"loss", "task", "lr", "val_accuracy"} <= entry.keys() for entry in run.history())
+    assert all({"loss", "task", "lr", "val_mistake"} <= entry.keys() for entry in run.history())
     assert Run.open(run.folder).recipe == run.recipe
 
 

@@ -40,10 +40,11 @@ def teach(recipe: RecipeFile, out: Out = None, overrides: Overrides = None, as_j
     jobs.use_cores(made)
     run = teaching.teach(made, out or runs_folder(recipe, f"{made.name}-teacher"))
     said = run.record()
+    off = f"off by ({made.task.unit})" if made.task.scale else "share wrong"
     rows = [
-        (s["stage"], f"{s['accuracy']:.3f}", f"{s['nll']:.3f}", "kept" if s["kept"] else "–") for s in said["stages"]
+        (s["stage"], f"{s['mistake']:.3f}", f"{s['nll']:.3f}", "kept" if s["kept"] else "–") for s in said["stages"]
     ]
-    show(as_json, {"run": str(run.folder), **said}, str(run.folder), ("stage", "accuracy", "log loss", ""), rows)
+    show(as_json, {"run": str(run.folder), **said}, str(run.folder), ("stage", off, "log loss", ""), rows)
     console.say(f"next: agrikd distill {recipe} --teacher {run.folder}")
 
 
@@ -101,9 +102,8 @@ def calibrate(
     from agrikd.run import Run
 
     opened = Run.open(run)
-    logits, truth, evidence = held_out(opened, folds)
     shares = {"target_risk": target_risk, "coverage": coverage, "known_kept": known_kept}
-    made = calibrating.calibrate(logits, truth, evidence, **shares)
+    made = calibrating.calibrate(held_out(opened, folds), opened.recipe.task.scale, **shares)
     opened.write_calibration(made)
     rows = [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in vars(made).items()]
     show(as_json, vars(made), f"{run}: calibration", ("", ""), rows)
@@ -135,7 +135,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where runs, runs.csv and study.html go; finished runs are kept.")],
     seeds: Annotated[int, typer.Option(help="At least 3 for a study.")] = 5,
     methods: Annotated[str, typer.Option(help="Names with commas between (default: the recipe's).")] = "",
-    labels: Annotated[str, typer.Option(help="Per class, as in 5,20,all (default: the recipe's).")] = "",
+    labels: Annotated[str, typer.Option(help="Per class (of numbers: in all), as in 5,20,all.")] = "",
     students: Annotated[str, typer.Option(help="timm names, or name=weights (default: the recipe's).")] = "",
     processes: Annotated[int | None, typer.Option(min=1, help="(default: as many as cores)")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
@@ -147,7 +147,7 @@ def compare(
     Example: agrikd compare coffee.yaml --methods kd,dkd --labels 5,20,all --out studies/coffee --dry-run
     """
     from agrikd import compare as comparing
-    from agrikd import jobs, study
+    from agrikd import jobs
 
     plan = grid_plan(seeds, methods, labels, students)
     made = [jobs.load(path, tuple(overrides or ())) for path in recipes]
@@ -158,7 +158,7 @@ def compare(
         show(as_json, [vars(c) for c in found], "What it would cost", asked, rows)
         return
     said = comparing.compare(made, plan, out, processes)
-    show(as_json, said.to_json(), str(out), study.COLUMNS, [arm.cells() for arm in said.arms])
+    show(as_json, said.to_json(), str(out), said.columns, [arm.cells() for arm in said.arms])
     for sentence in said.words():
         console.say(sentence)
     console.say(f"report: {out / 'study.html'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,10 +51,21 @@ def predict(
 
     predictor = open_predictor(model)
     said = predictor(image.read_all(photos))
-    classes = predictor.spec.classes
-    value = [one.to_json(str(photo), classes) for photo, one in zip(photos, said, strict=True)]
-    rows = [(v["photo"], v["says"], f"{v['probability']:.0%}", ", ".join(v["candidates"]), v["remark"]) for v in value]
-    show(as_json, value, predictor.spec.name, ("photo", "says", "", "candidates", "remark"), rows)
+    spec = predictor.spec
+    value = [one.to_json(str(photo), spec) for photo, one in zip(photos, said, strict=True)]
+    asked = ("photo", spec.scale.unit or "value", "interval") if spec.scale else ("photo", "says", "", "candidates")
+    show(as_json, value, spec.name, (*asked, "remark"), [_cells(one) for one in value])
+
+
+def _cells(said: dict[str, Any]) -> tuple[str, ...]:
+    if "value" in said:
+        return said["photo"], f"{said['value']:.3g}", _interval(said["interval"]), said["remark"]
+    candidates = ", ".join(said["candidates"])
+    return said["photo"], said["says"], f"{said['probability']:.0%}", candidates, said["remark"]
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f"{ends[0]:.3g} to {ends[1]:.3g}" if ends else "not calibrated"
 
 
 def demo(

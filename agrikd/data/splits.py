@@ -121,38 +121,51 @@ def season_mistakes(
     return problems
 
 
-def subset(manifest: Manifest, labels_per_class: int | None, seed: int) -> Manifest:
-    """Hide all but n labels of each class: the low-data regime. None keeps the manifest as it is.
+def subset(manifest: Manifest, labels: int | None, seed: int, *, by_class: bool = True) -> Manifest:
+    """Hide all but n labels of each class (of all photos, where `by_class` is False): the low-data regime.
 
-    The rows stay, as unlabelled rows of train. The rows of val count: they too were labelled by somebody, so a
-    class has n − (its rows in val) labels left in train. The 5 labels of a seed are among its 10. The test rows
-    are not touched. Raises `InputError` naming every class that has too few labels, or too many in val.
+    None keeps the manifest as it is. The rows stay, as unlabelled rows of train. The rows of val count: they too were
+    labelled by somebody, so a class has n − (its rows in val) labels left in train. The 5 labels of a seed are among
+    its 10. The test rows are not touched. Raises `InputError` naming every class that has too few labels, or too many
+    in val.
     """
-    if labels_per_class is None:
+    if labels is None:
         return manifest
-    if labels_per_class < 1:
-        raise ValueError(f"labels_per_class is {labels_per_class}, expected 1 or more, or None for all")
+    if labels < 1:
+        raise ValueError(f"{labels} labels, expected 1 or more, or None for all")
     rows = manifest.rows
-    spent = Counter(rows[i].target for i in manifest.indices("val", labelled=True))
-    by_class: dict[str, list[int]] = {name: [] for name in manifest.classes}
+
+    def kind(index: int) -> str:
+        return f"class {str(rows[index].target)!r}" if by_class else "data.labels"
+
+    spent = Counter(kind(i) for i in manifest.indices("val", labelled=True))
+    train: dict[str, list[int]] = {f"class {name!r}": [] for name in manifest.classes} if by_class else {}
     for index in manifest.indices("train", labelled=True):
-        by_class[str(rows[index].target)].append(index)
+        train.setdefault(kind(index), []).append(index)
     problems, kept = [], set()
-    for name, indices in by_class.items():
-        if spent[name] >= labels_per_class:
-            wrong = f"{spent[name]} rows in val, which count: none of {labels_per_class} labels is left for train"
-            problems.append(Problem(f"class {name!r}", wrong, "move rows of val to train, or ask for more labels"))
-        elif spent[name] + len(indices) < labels_per_class:
-            wrong = f"{len(indices)} labelled rows in train and {spent[name]} in val, fewer than {labels_per_class}"
-            problems.append(Problem(f"class {name!r}", wrong, "label more photos, or ask for fewer per class"))
+    for name, indices in train.items():
+        if spent[name] >= labels:
+            wrong = f"{spent[name]} rows in val, which count: none of {labels} labels is left for train"
+            problems.append(Problem(name, wrong, "move rows of val to train, or ask for more labels"))
+        elif spent[name] + len(indices) < labels:
+            wrong = f"{len(indices)} labelled rows in train and {spent[name]} in val, fewer than {labels}"
+            problems.append(Problem(name, wrong, "label more photos, or ask for fewer"))
         ordered = sorted(indices, key=lambda i: _rank(rows[i], seed))
-        kept.update(ordered[: labels_per_class - spent[name]])
+        kept.update(ordered[: labels - spent[name]])
     if problems:
         raise InputError(problems)
     hidden = set(manifest.indices("train", labelled=True)) - kept
     return Manifest(
         tuple(replace(row, target=None) if i in hidden else row for i, row in enumerate(rows)), manifest.root
     )
+
+
+def strata(values: Sequence[float], size: int) -> NDArray[np.int64]:
+    """Numbers as classes for `folds`: neighbours in order of value, `size` of them together (the last ones more)."""
+    order = np.argsort(np.asarray(values), kind="stable")
+    found = np.empty(len(order), np.int64)
+    found[order] = np.minimum(np.arange(len(order)) // size, max(len(order) // size - 1, 0))
+    return found
 
 
 def folds(

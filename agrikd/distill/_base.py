@@ -43,7 +43,8 @@ class Distiller(nn.Module):
     them than it asked for, so it counts from the end. `teachers_learn`: the method trains its teachers too (online
     methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows without a label teach the
     student something. `mixes`: each view is a mixture of two photos. `peers`: its teachers are nets of the student's
-    own kind. `exceptions`: contracts of all methods (the tests name them) that this one cannot keep, with the reason.
+    own kind. `tasks`: names of those it fits, empty for all. `exceptions`: contracts of all methods (the tests name
+    them) that this one cannot keep, with the reason.
     `PARTS` names that the mean of the losses of equal parts of a batch is the batch's, which several processes need.
     """
 
@@ -60,6 +61,7 @@ class Distiller(nn.Module):
     uses_unlabelled: ClassVar[bool] = True
     mixes: ClassVar[bool] = False
     peers: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ()
     exceptions: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:

@@ -52,9 +52,9 @@ class DecoupledSoftTargets(Distiller):
     config: Config
 
     def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
-        each = []
+        each, own = [], self.task.place(batch.target)
         for teacher in teachers:
-            target = torch.where(batch.labelled, batch.target, teacher.logits.argmax(1))
+            target = torch.where(batch.labelled, own, teacher.logits.argmax(1))
             each.append(dkd_losses(student.logits, teacher.logits, target, self.config.temperature))
         of_target, of_others = (torch.stack(part).mean(dim=0) for part in zip(*each, strict=True))
         return {"dkd_target": of_target, "dkd_others": of_others}

@@ -1,4 +1,5 @@
-"""From logits to statements: calibrated probabilities, the set of candidates, "unsure", "not a plant I know"."""
+"""From logits to statements: calibrated probabilities, the set of candidates or a number with its interval, "unsure",
+"not a plant I know"."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import metrics
-from agrikd.types import ModelSpec, Prediction
+from agrikd.types import Calibration, ModelSpec, Prediction, Scale
 
 
 def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: ModelSpec) -> list[Prediction]:
@@ -16,6 +17,7 @@ def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: M
         return []
     probabilities = metrics.softmax(logits, calibration.temperature if calibration else 1.0).astype(np.float32)
     energies = metrics.energy(logits)
+    numbers = _numbers(probabilities, spec.scale, calibration) if spec.scale else [(None, None)] * len(logits)
     made = []
     for row, p in enumerate(probabilities):
         order = np.argsort(-p, kind="stable")
@@ -26,5 +28,18 @@ def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: M
             candidates = within or candidates
             unsure = bool(p[order[0]] < calibration.abstain_below)
             unknown = bool(energies[row] > calibration.unknown_above)
-        made.append(Prediction(logits[row], p, embeddings[row], int(order[0]), candidates, unsure, unknown))
+        top = int(order[0])
+        made.append(Prediction(logits[row], p, embeddings[row], top, candidates, unsure, unknown, *numbers[row]))
     return made
+
+
+def _numbers(
+    probabilities: NDArray[np.float32], scale: Scale, calibration: Calibration | None
+) -> list[tuple[float | None, tuple[float, float] | None]]:
+    """Each row's number and its interval, which ends where the scale does."""
+    values = scale.values(probabilities)
+    if calibration is None:
+        return [(float(value), None) for value in values]
+    reach = calibration.conformal_quantile * scale.spreads(probabilities)
+    low, high = np.clip(values - reach, scale.low, scale.high), np.clip(values + reach, scale.low, scale.high)
+    return [(float(v), (float(a), float(b))) for v, a, b in zip(values, low, high, strict=True)]

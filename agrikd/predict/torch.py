@@ -40,9 +40,8 @@ class TorchPredictor:
         run = Run.open(folder)
         net = open_net(NetSpec(run=folder), ())
         classes = net.origin.classes or ()
-        spec = ModelSpec(
-            run.recipe.name, run.recipe.task.name, classes, net.input_size, run.recipe.data.fit, run.calibration
-        )
+        task, fit = run.recipe.task, run.recipe.data.fit
+        spec = ModelSpec(run.recipe.name, task.name, classes, net.input_size, fit, run.calibration, task.scale)
         return cls(net, spec, run.weights.stat().st_size)
 
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.recipe import TaskSpec
 from agrikd.tasks._base import Task
@@ -15,12 +16,12 @@ def names() -> tuple[str, ...]:
     return tuple(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
 
 
-def open_task(spec: TaskSpec, classes: tuple[str, ...]) -> Task:
-    """The task a recipe names, over the manifest's classes."""
+def open_task(spec: TaskSpec, manifest: Manifest) -> Task:
+    """The task a recipe names, over what the manifest's rows are labelled with."""
     if found := problems({"name": spec.name}, "recipe"):
         raise InputError(found)
     module = importlib.import_module(f"{__name__}.{spec.name}")
-    task: Task = module.open_task(spec, classes)
+    task: Task = module.open_task(spec, manifest)
     return task
 
 

@@ -13,9 +13,11 @@ from agrikd.data.manifest import NOT_A_PLANT, Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.nets._base import Outputs
 from agrikd.recipe import TaskSpec
+from agrikd.types import Scale
 
 
-def open_task(spec: TaskSpec, classes: tuple[str, ...]) -> Classification:
+def open_task(spec: TaskSpec, manifest: Manifest) -> Classification:
+    classes = manifest.classes
     if len(classes) < 2:
         said = f"the manifest has {len(classes)} class{'' if len(classes) == 1 else 'es'}, expected at least 2"
         raise InputError(Problem("task", said, "label the photos of another class"))
@@ -29,6 +31,7 @@ class Classification:
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
     name: str = "classification"
+    scale: Scale | None = None
 
     def encode(self, manifest: Manifest) -> tuple[Tensor, Tensor]:
         """int64 [N], the class's place; bool [N]."""
@@ -44,6 +47,15 @@ class Classification:
         """Cross-entropy with the label, [B]."""
         loss = F.cross_entropy(student.logits, batch.target, reduction="none", label_smoothing=self.label_smoothing)
         return loss * batch.labelled
+
+    def place(self, target: Tensor) -> Tensor:
+        return target
+
+    def distribution(self, target: Tensor) -> Tensor:
+        return F.one_hot(target, len(self.classes)).float()
+
+    def mistake(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (logits.argmax(dim=1) != target).float()
 
     def divergence(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
         return softened_kl(student.logits, teacher.logits, temperature)

@@ -19,8 +19,8 @@ from torch import nn
 from agrikd import distill
 from agrikd.data.loader import Batch
 from agrikd.nets.sources import open_net
-from agrikd.recipe import NetSpec, OptimSpec, TaskSpec
-from agrikd.tasks import open_task
+from agrikd.recipe import NetSpec, OptimSpec
+from agrikd.tasks.classification import Classification
 from agrikd.train import TrainState, fit_epoch
 
 pytestmark = pytest.mark.bench
@@ -43,7 +43,7 @@ def ours(batch: Batch) -> Callable[[], object]:
     torch.manual_seed(0)
     student = open_net(NetSpec(timm=NAME, input_size=(SIDE, SIDE)), CLASSES)
     method = distill.method("none")
-    distiller = method(open_task(TaskSpec(), CLASSES), student, [], method.Config())
+    distiller = method(Classification(CLASSES), student, [], method.Config())
     state = TrainState(distiller, OptimSpec(steps=10**6, batch=BATCH, ema=0.99, clip=1.0))
     return lambda: fit_epoch(state, itertools.repeat(batch), STEPS)
 

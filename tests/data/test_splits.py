@@ -402,7 +402,7 @@ class TestSubset:
             subset(self.full, n, 0)
 
     def test_zero_labels_is_a_mistake_of_the_caller(self):
-        with pytest.raises(ValueError, match="labels_per_class is 0"):
+        with pytest.raises(ValueError, match="0 labels, expected 1 or more"):
             subset(self.full, 0, 0)
 
 

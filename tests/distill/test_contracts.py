@@ -1,4 +1,4 @@
-"""What every method must keep, run over each method and counted; golden values from the published formulas."""
+"""What every method must keep, run over each method and task and counted; golden values from the published formulas."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from kit import CLASSES, Tiny, batch, distiller
+from kit import CLASSES, TASKS, Tiny, batch, distiller
 
-from agrikd import distill
+from agrikd import distill, tasks
 from agrikd.data.loader import Batch
 from agrikd.distill._base import PARTS
 from agrikd.distill.kd import kd_loss
 from agrikd.tasks.classification import Classification, softened_kl
 
 METHODS = distill.names()
-WITH_TEACHER = tuple(name for name in METHODS if distill.method(name).needs_teacher)
+PAIRS = tuple((name, task) for name in METHODS for task in distill.method(name).tasks or TASKS)
+WITH_TEACHER = tuple((name, task) for name, task in PAIRS if distill.method(name).needs_teacher)
 ZERO, BATCH_OF_ONE, ORDER = "zero at equality", "a batch of one", "the order of rows"
 EXCEPTIONS = {(name, contract) for name in METHODS for contract in distill.method(name).exceptions}
 
@@ -28,27 +29,29 @@ def may(name: str, contract: str) -> None:
 
 def test_the_methods_are_counted() -> None:
     assert set(METHODS) >= {"none", "kd"}
+    assert len(METHODS) == 20 and len(PAIRS) == 20 + 17
+    assert set(TASKS) == set(tasks.names())
     assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER, PARTS}
     assert all(reason for name in METHODS for reason in distill.method(name).exceptions.values())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_student_gets_a_gradient(name: str) -> None:
-    made = distiller(name)
-    made(batch()).loss.backward()
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_the_student_gets_a_gradient(name: str, task: str) -> None:
+    made = distiller(name, task=task)
+    made(batch(task=task)).loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.student.parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_all_that_is_learned_gets_a_gradient(name: str) -> None:
-    made = distiller(name)
-    made(batch()).loss.backward()
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_all_that_is_learned_gets_a_gradient(name: str, task: str) -> None:
+    made = distiller(name, task=task)
+    made(batch(task=task)).loss.backward()
     assert [key for key, p in made.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_a_frozen_teacher_stays_as_it_is(name: str) -> None:
-    made = distiller(name)
+@pytest.mark.parametrize(("name", "task"), WITH_TEACHER)
+def test_a_frozen_teacher_stays_as_it_is(name: str, task: str) -> None:
+    made = distiller(name, task=task)
     if made.teachers_learn:
         assert any(p.requires_grad for p in made.teachers.parameters())
         return
@@ -56,62 +59,62 @@ def test_a_frozen_teacher_stays_as_it_is(name: str) -> None:
     for mode in (True, False, True):
         made.train(mode)
         assert not any(module.training for module in made.teachers.modules())
-    made(batch()).loss.backward()
+    made(batch(task=task)).loss.backward()
     assert all(p.grad is None for p in made.teachers.parameters())
     assert all(torch.equal(before[key], value) for key, value in made.teachers.state_dict().items())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_does_not_depend_on_the_order_of_rows(name: str) -> None:
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_the_loss_does_not_depend_on_the_order_of_rows(name: str, task: str) -> None:
     may(name, ORDER)
-    made = distiller(name).eval()
-    rows = batch()
+    made = distiller(name, task=task).eval()
+    rows = batch(task=task)
     order = torch.tensor([3, 1, 5, 0, 4, 2])
     shuffled = Batch(*(value[order] for value in vars(rows).values()))
     assert float(made(rows).loss.detach()) == pytest.approx(float(made(shuffled).loss.detach()), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_is_the_mean_over_equal_parts_of_a_batch(name: str) -> None:
-    made = distiller(name).eval()
-    rows = batch(8, 4)
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_the_loss_is_the_mean_over_equal_parts_of_a_batch(name: str, task: str) -> None:
+    made = distiller(name, task=task).eval()
+    rows = batch(8, 4, task)
     parts = [made(Batch(*(value[rank::2] for value in vars(rows).values()))).loss for rank in range(2)]
     apart = abs(float((sum(parts) / 2 - made(rows).loss).detach()))
     assert (apart > 1e-3) == (PARTS in made.exceptions)
     assert apart < 2e-6 or PARTS in made.exceptions
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_of_one_gives_a_finite_loss(name: str) -> None:
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_a_batch_of_one_gives_a_finite_loss(name: str, task: str) -> None:
     may(name, BATCH_OF_ONE)
-    made = distiller(name).eval()
-    step = made(batch(1, 0))
+    made = distiller(name, task=task).eval()
+    step = made(batch(1, 0, task))
     step.loss.backward()
     assert torch.isfinite(step.loss)
     assert all(torch.isfinite(p.grad).all() for p in made.student.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_batch_without_labels_gives_a_finite_loss(name: str) -> None:
-    made = distiller(name).eval()
-    step = made(batch(4, 4))
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_a_batch_without_labels_gives_a_finite_loss(name: str, task: str) -> None:
+    made = distiller(name, task=task).eval()
+    step = made(batch(4, 4, task))
     assert torch.isfinite(step.loss)
     assert float(step.parts["task"].detach()) == 0
 
 
-@pytest.mark.parametrize("name", WITH_TEACHER)
-def test_methods_are_zero_where_both_agree(name: str) -> None:
+@pytest.mark.parametrize(("name", "task"), WITH_TEACHER)
+def test_methods_are_zero_where_both_agree(name: str, task: str) -> None:
     may(name, ZERO)
-    made = distiller(name, student=Tiny(2)).eval()
-    parts = made(batch()).parts
+    made = distiller(name, Tiny(2, TASKS[task].classes), task).eval()
+    parts = made(batch(task=task)).parts
     assert len(parts) > 1
     assert all(abs(float(value.detach())) < 1e-6 for part, value in parts.items() if part != "task")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_each_part_has_a_named_weight(name: str) -> None:
-    made = distiller(name).eval()
-    step = made(batch())
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_each_part_has_a_named_weight(name: str, task: str) -> None:
+    made = distiller(name, task=task).eval()
+    step = made(batch(task=task))
     total = sum(getattr(made.config, f"weight_{part}") * float(value.detach()) for part, value in step.parts.items())
     assert float(step.loss.detach()) == pytest.approx(total, rel=1e-6)
 

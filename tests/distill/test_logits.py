@@ -158,7 +158,7 @@ def test_the_mean_teacher_follows_the_student() -> None:
     assert not any(module.training for module in made.train().average.modules())
 
 
-METHODS = distill.names()
+METHODS = [name for name in distill.names() if not distill.method(name).tasks]
 SUMMABLE = [name for name in METHODS if distill.method(name).forward is distill.Distiller.forward]
 
 

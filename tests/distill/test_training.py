@@ -10,13 +10,14 @@ import pytest
 import torch
 from kit import same_weights
 
-from agrikd import distill, jobs, train
+from agrikd import distill, jobs, tasks, train
 from agrikd.nets.ensemble import Ensemble
 from agrikd.recipe import parse
 from agrikd.run import Run
 
 Tiny = Callable[..., dict[str, Any]]
 METHODS = distill.names()
+PAIRS = tuple((name, task) for name in METHODS for task in distill.method(name).tasks or tasks.names())
 SUM = {"name": "kd", "weight_kd": 2, "also": [{"name": "rkd"}, {"name": "mean_teacher"}, {"name": "fitnet"}]}
 
 
@@ -30,11 +31,19 @@ def recipe_of(tiny: Tiny, method: dict[str, Any]) -> Any:
     return parse(raw, "test")
 
 
-@pytest.mark.parametrize("method", [*({"name": name} for name in METHODS), SUM], ids=[*METHODS, "sum"])
+def test_methods_and_tasks_are_counted() -> None:
+    assert len(PAIRS) == 37
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [*(({"name": name}, task) for name, task in PAIRS), (SUM, "classification"), (SUM, "regression")],
+    ids=[*("-".join(pair) for pair in PAIRS), "sum-classification", "sum-regression"],
+)
 def test_a_method_resumes_to_the_same_weights(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+    tiny: Tiny, tiny_numbers: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], task: str
 ) -> None:
-    recipe, step = recipe_of(tiny, method), train._step
+    recipe, step = recipe_of(tiny if task == "classification" else tiny_numbers, method), train._step
     train.fit(recipe, tmp_path / "whole")
 
     def interrupted(state: train.TrainState, batch: Any) -> Any:
@@ -48,7 +57,7 @@ def test_a_method_resumes_to_the_same_weights(
     monkeypatch.setattr(train, "_step", step)
     run = train.fit(recipe, tmp_path / "again", resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "again")
-    parts = set(Run.open(run.folder).history()[-1]) - {"step", "lr", "loss", "val_accuracy"}
+    parts = set(Run.open(run.folder).history()[-1]) - {"step", "lr", "loss", "val_mistake"}
     assert "task" in parts and (len(parts) > 1 or method["name"] == "none")
 
 

@@ -1,0 +1,136 @@
+"""`evaluate` for numbers: how far off a Predictor is on a split of a manifest, and whether its intervals hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agrikd import intervals, metrics
+from agrikd.data.manifest import Manifest
+from agrikd.errors import InputError, Problem
+from agrikd.evaluate import Estimate, groups_of, predict_rows, teacher_on, truth_of
+from agrikd.predict._base import Predictor
+from agrikd.types import Prediction, Scale
+
+_WORST = 12
+
+
+@dataclass(frozen=True)
+class Point:
+    """A photo, its number, what was said of it, and the interval where the model was calibrated."""
+
+    path: str
+    truth: float
+    said: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class NumberReport:
+    """What a model is worth on a split, in the scale's unit.
+
+    mae, rmse, r2: with 95 % bootstrap intervals. bias: mean of said − truth. at_median: the MAE of always saying the
+    median of the labelled training photos. covered: share of photos whose interval holds the truth, of which
+    `promised` was the aim; width: of the interval, mean; all three None without a calibration. points: every photo, the
+    worst first. apart: mean distance from the teacher. ms_per_image: as in `Report`.
+    """
+
+    model: str
+    backend: str
+    data_digest: str
+    split: str
+    rows: int
+    scale: Scale
+    mae: Estimate
+    rmse: Estimate
+    r2: Estimate
+    bias: float
+    at_median: float | None
+    covered: float | None
+    promised: float | None
+    width: float | None
+    points: tuple[Point, ...]
+    teacher: str | None
+    apart: float | None
+    parameters: int
+    size_bytes: int
+    ms_per_image: float
+
+    @property
+    def worst(self) -> tuple[Point, ...]:
+        return self.points[:_WORST]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate_numbers(
+    predictor: Predictor, manifest: Manifest, split: str, teacher: Predictor | None = None
+) -> NumberReport:
+    """Judge `predictor`, whose spec has a scale, on the labelled rows of `split`.
+
+    Raises `InputError` where the split has no labelled rows or the teacher has another scale.
+    """
+    spec, rows = predictor.spec, manifest.indices(split, labelled=True)
+    assert spec.scale
+    truth = truth_of(manifest, rows, spec, split)
+    predictions, seconds = predict_rows(predictor, manifest, rows)
+    said = _values(predictions)
+    if teacher and teacher.spec.scale != spec.scale:
+        raise InputError(Problem(f"teacher {teacher.spec.name}", "speaks of another scale, or of classes"))
+    told = teacher_on(teacher, manifest, rows, spec.classes)
+    groups = groups_of(manifest, rows)
+    ends = [one.interval for one in predictions if one.interval]
+    held = [low <= value <= high for (low, high), value in zip(ends, truth, strict=bool(ends))]
+    points = [
+        Point(manifest.rows[row].path, float(value), float(answer), one.interval)
+        for row, value, answer, one in zip(rows, truth, said, predictions, strict=True)
+    ]
+    return NumberReport(
+        model=spec.name,
+        backend=predictor.backend,
+        data_digest=manifest.digest,
+        split=split,
+        rows=len(rows),
+        scale=spec.scale,
+        mae=_estimate(metrics.mae, truth, said, groups),
+        rmse=_estimate(metrics.rmse, truth, said, groups),
+        r2=_estimate(metrics.r2, truth, said, groups),
+        bias=float(np.mean(said - truth)),
+        at_median=_at_median(manifest, predictor, truth),
+        covered=float(np.mean(held)) if held else None,
+        promised=spec.calibration.coverage if spec.calibration else None,
+        width=float(np.mean([high - low for low, high in ends])) if ends else None,
+        points=tuple(sorted(points, key=lambda point: -abs(point.said - point.truth))),
+        teacher=teacher.spec.name if teacher else None,
+        apart=metrics.mae(_values(told), said) if told else None,
+        parameters=predictor.parameters,
+        size_bytes=predictor.size_bytes,
+        ms_per_image=1000 * seconds,
+    )
+
+
+def _values(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    return np.array([one.value for one in predictions], np.float64)
+
+
+def _at_median(manifest: Manifest, predictor: Predictor, truth: NDArray[Any]) -> float | None:
+    """None where no training photo has a label, as in a manifest made to judge by."""
+    if not (rows := manifest.indices("train", labelled=True)):
+        return None
+    return metrics.mae(truth, np.full(len(truth), np.median(truth_of(manifest, rows, predictor.spec, "train"))))
+
+
+def _estimate(
+    metric: Callable[[NDArray[Any], NDArray[Any]], float],
+    truth: NDArray[Any],
+    said: NDArray[Any],
+    groups: list[str] | None,
+) -> Estimate:
+    rng = np.random.default_rng(0)
+    interval = intervals.bootstrap(lambda i: metric(truth[i], said[i]), len(truth), rng, groups=groups)
+    return Estimate(metric(truth, said), interval.low, interval.high)
