@@ -175,7 +175,7 @@ class Study:
             if (found := teacher.get((place.data, place.labels))) and not self.measure.better(found.score, value)
         ]
         refused = [
-            f"{arm.place}: the gate refused the teacher of {arm.refused} of {len(arm.figures['macro_f1'])} seeds"
+            f"{arm.place}: the gate refused the teacher of {arm.refused} of {len(arm.figures[self.measure.key])} seeds"
             f" for {arm.arm}"
             for arm in self.arms
             if arm.refused and arm.arm != "random head"
