@@ -54,8 +54,13 @@ class Estimate:
     core_minutes: float
 
 
-def compare(recipes: Sequence[Recipe], plan: Plan, out: Path, processes: int | None = None) -> Study:
+def compare(
+    recipes: Sequence[Recipe], plan: Plan, out: Path, processes: int | None = None, check_cache: bool = False
+) -> Study:
     """Run the grid, resuming what is there; runs.csv has the row of each finished run at once.
+
+    check_cache: compute some of what is stored of each teacher anew before the students learn from it, and stop where
+    it differs.
 
     One thread a process and, by default, as many processes as cores: torch's threads hinder each other where
     several small nets train at once.
@@ -69,6 +74,8 @@ def compare(recipes: Sequence[Recipe], plan: Plan, out: Path, processes: int | N
         parts = [(recipe, part, processes) for recipe in recipes if _one_backbone(recipe) for part in range(processes)]
         _in_parallel(pool, "teachers' features", _features, parts)
         _in_parallel(pool, "teachers", _teach, [(cell,) for cell in taught])
+        if check_cache:
+            _in_parallel(pool, "stored answers", _check, [(cell,) for cell in taught])
         _in_parallel(pool, "students", _train, [(cell,) for cell in cells], lambda: _keep(cells, out))
     judged = _keep([*taught, *cells], out)
     splits = {recipe.name: _split(recipe) for recipe in recipes}
@@ -175,11 +182,15 @@ def _features(recipe: Recipe, part: int, parts: int) -> None:
     _fill(recipe, recipe.teachers[0], part, parts)
 
 
-def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1) -> None:
+def _check(cell: Cell) -> None:
+    _fill(cell.recipe, NetSpec(run=cell.folder.resolve()), check_seed=cell.seed)
+
+
+def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1, check_seed: int | None = None) -> None:
     manifest = open_manifest(recipe)
     net = open_net(spec, open_task(recipe.task, manifest).classes).eval()
     loader = open_loader(recipe, manifest, [net])
-    replay(net, loader, int(recipe.data.views or 0), manifest.indices("train")[part::parts])
+    replay(net, loader, int(recipe.data.views or 0), manifest.indices("train")[part::parts], check_seed)
 
 
 def _teach(cell: Cell) -> None:

@@ -32,7 +32,7 @@ from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
 from agrikd.nets._base import Net
 from agrikd.nets.average import Average
-from agrikd.nets.cached import replay
+from agrikd.nets.cached import keeps_embedding, replay
 from agrikd.nets.ensemble import Ensemble
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import save_net
@@ -310,6 +310,11 @@ def _replayed(job: Job, check: bool = False) -> Distiller:
         return method
     if method.teacher_stages:
         console.say(f"method {job.recipe.method.name} reads the teacher's feature maps: the teacher runs live")
+        return method
+    members = [one for net in method.teachers for one in (net.members if isinstance(net, Ensemble) else (net,))]
+    if method.teacher_embedding and not all(map(keeps_embedding, members)):
+        why = "reads the embedding of a teacher whose classifier is not linear, which no store keeps"
+        console.say(f"method {job.recipe.method.name} {why}: the teacher runs live")
         return method
     rows = sorted({*job.sampler.labelled, *job.sampler.unlabelled})
     seed = job.recipe.seed if check and ranks.leads() else None

@@ -20,6 +20,7 @@ from agrikd.crossfit import held_out
 from agrikd.data.manifest import read
 from agrikd.errors import GateError
 from agrikd.grid import Plan
+from agrikd.nets.cached import FeatureStore
 from agrikd.recipe import MethodSpec, Recipe, parse
 from agrikd.run import Run
 
@@ -88,7 +89,7 @@ def studied(tiny: Tiny) -> Recipe:
     return parse(raw, "test")
 
 
-def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = studied(tiny), tmp_path / "study"
     plan = Plan(2, methods=("kd", "mean_teacher"))
     found = compare.estimate(recipe, plan, out)
@@ -111,6 +112,11 @@ def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path) -> None
     assert [arm.figures["macro_f1"] for arm in again.arms] == [arm.figures["macro_f1"] for arm in study.arms]
     kept = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns == stamp]
     assert len(kept) == 15
+    monkeypatch.setattr(FeatureStore, "check", lambda store, seed=0: checked.append(seed))
+    checked: list[int] = []
+    monkeypatch.setattr(compare, "_in_parallel", lambda pool, what, work, tasks, after=len: [work(*t) for t in tasks])
+    compare.compare([recipe], plan, out, processes=1, check_cache=True)
+    assert checked == [0, 1], "each seed's teacher, before its students"
 
 
 def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, as in optim.steps=200.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+CheckCache = Annotated[
+    bool, typer.Option("--check-cache", help="Compute 1 % of what is stored of a teacher anew; stop if it differs.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")]
 
 

@@ -10,6 +10,7 @@ import typer
 from agrikd import console
 from agrikd.cli._options import (
     AsJson,
+    CheckCache,
     Overrides,
     RecipeFile,
     Resume,
@@ -56,10 +57,7 @@ def distill(
     hard_labels: Annotated[bool, typer.Option("--hard-labels", help="The baseline: no teacher, no pool.")] = False,
     student_alone: Annotated[Path | None, typer.Option(help="The baseline's Run, which the teacher must beat.")] = None,
     override_gate: Annotated[str | None, typer.Option(help="A reason to go on with a refused teacher.")] = None,
-    check_cache: Annotated[
-        bool,
-        typer.Option("--check-cache", help="Compute 1 % of the stored teacher anew; stop if it differs."),
-    ] = False,
+    check_cache: CheckCache = False,
     out: Out = None,
     resume: Resume = False,
     overrides: Overrides = None,
@@ -138,6 +136,7 @@ def compare(
     labels: Annotated[str, typer.Option(help="Per class (of numbers: in all), as in 5,20,all.")] = "",
     students: Annotated[str, typer.Option(help="timm names, or name=weights (default: the recipe's).")] = "",
     processes: Annotated[int | None, typer.Option(min=1, help="(default: as many as cores)")] = None,
+    check_cache: CheckCache = False,
     dry_run: Annotated[bool, typer.Option(help="Say what it would cost, and stop.")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -157,7 +156,7 @@ def compare(
         asked = ("recipe", "runs", "steps each", "teacher views", "core-minutes")
         show(as_json, [vars(c) for c in found], "What it would cost", asked, rows)
         return
-    said = comparing.compare(made, plan, out, processes)
+    said = comparing.compare(made, plan, out, processes, check_cache)
     show(as_json, said.to_json(), str(out), said.columns, [arm.cells() for arm in said.arms])
     for sentence in said.words():
         console.say(sentence)

@@ -40,11 +40,11 @@ class Distiller(nn.Module):
     """A student with the teachers it learns from.
 
     `student_stages` and `teacher_stages`: how many of the last feature maps the method reads; there may be more of
-    them than it asked for, so it counts from the end. `teachers_learn`: the method trains its teachers too (online
-    methods); else they stay in eval mode without gradients. `uses_unlabelled`: rows without a label teach the
-    student something. `mixes`: each view is a mixture of two photos. `peers`: its teachers are nets of the student's
-    own kind. `tasks`: names of those it fits, empty for all. `exceptions`: contracts of all methods (the tests name
-    them) that this one cannot keep, with the reason.
+    them than it asked for, so it counts from the end. `teacher_embedding`: it reads that too. `teachers_learn`: the
+    method trains its teachers too (online methods); else they stay in eval mode without gradients. `uses_unlabelled`:
+    rows without a label teach the student something. `mixes`: each view is a mixture of two photos. `peers`: its
+    teachers are nets of the student's own kind. `tasks`: names of those it fits, empty for all. `exceptions`: contracts
+    of all methods (the tests name them) that this one cannot keep, with the reason.
     `PARTS` names that the mean of the losses of equal parts of a batch is the batch's, which several processes need.
     """
 
@@ -56,6 +56,7 @@ class Distiller(nn.Module):
 
     student_stages: int = 0
     teacher_stages: int = 0
+    teacher_embedding: bool = False
     teachers_learn: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     uses_unlabelled: ClassVar[bool] = True

@@ -23,6 +23,7 @@ class Sum(Distiller):
             method.teachers = nn.ModuleList()  # they are asked once, for all
         self.student_stages = max(method.student_stages for method in self.methods)
         self.teacher_stages = max(method.teacher_stages for method in self.methods)
+        self.teacher_embedding = any(method.teacher_embedding for method in self.methods)
 
     def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
         each = [method.distillation_losses(student, teachers, batch) for method in self.methods]

@@ -48,6 +48,8 @@ def crd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class Contrast(Distiller):
     """A photo's embedding in the student points to the same photo's in the teacher, and away from the others'."""
 
+    teacher_embedding = True
+
     class Config(Distiller.Config):
         """temperature: 0.07, dimensions: 128, weight_crd: 0.8: RepDistiller's nce_t, feat_dim and β."""
 

@@ -39,6 +39,8 @@ class Relations(Distiller):
 
     exceptions: ClassVar[dict[str, str]] = {PARTS: "it compares rows with each other"}
 
+    teacher_embedding = True
+
     class Config(Distiller.Config):
         """weight_rkd_distance, weight_rkd_angle: the 25 and 50 of RepDistiller and mdistiller."""
 

@@ -49,7 +49,7 @@ class FeatureStore:
     def __init__(self, net: Net, loader: Loader, views: int, stages: int = 0, kind: Kind = "features") -> None:
         self.net, self.loader, self.views, self.stages, self.kind = net, loader, views, stages, kind
         self.what = "photo features" if stages else f"teacher {kind}"
-        if kind == "features" and not stages and not _linear(net):
+        if kind == "features" and not stages and not keeps_embedding(net):
             said = "its classifier does more than map the pooled features to logits, so these cannot be stored"
             raise InputError(Problem(f"net {_named(net)}", said, "choose another timm model"))
         width = self._values(_tried(net, stages)).shape[1]
@@ -177,7 +177,7 @@ class CachedTeacher(Net):
 
     def __init__(self, net: Net, loader: Loader, views: int) -> None:
         super().__init__(net.input_size, _channels(net.mean), _channels(net.std), net.origin)
-        self.classifier = net.classifier if isinstance(net, TimmNet) and _linear(net) else None
+        self.classifier = net.classifier if isinstance(net, TimmNet) and keeps_embedding(net) else None
         self.store = FeatureStore(net, loader, views, kind="features" if self.classifier else "logits")
 
     def on(self, batch: Batch, stages: int = 0) -> Outputs:
@@ -202,8 +202,8 @@ def _tried(net: Net, stages: int = 0) -> Outputs:
 
 
 @torch.inference_mode()
-def _linear(net: Net) -> bool:
-    """Whether a linear classifier alone leads from the pooled features to the logits."""
+def keeps_embedding(net: nn.Module) -> bool:
+    """Whether a linear classifier alone leads from the pooled features to the logits, so that the features are kept."""
     if not isinstance(net, TimmNet) or not isinstance(net.classifier, nn.Linear):
         return False
     tried = _tried(net)

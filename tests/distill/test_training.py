@@ -11,6 +11,7 @@ import torch
 from kit import same_weights
 
 from agrikd import distill, jobs, tasks, train
+from agrikd.nets.cached import CachedTeacher
 from agrikd.nets.ensemble import Ensemble
 from agrikd.recipe import parse
 from agrikd.run import Run
@@ -70,6 +71,17 @@ def test_methods_that_read_feature_maps_say_that_the_teacher_runs_live(
         assert train._replayed(job) is job.distiller
         assert f"method {name} reads the teacher's feature maps" in " ".join(capsys.readouterr().err.split())
     assert len(live) >= 4
+
+
+@pytest.mark.parametrize("name", ["rkd", "crd"])
+def test_an_embedding_that_no_store_keeps_is_read_live(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    raw = tiny(method={"name": "kd", "also": [{"name": name}]}, teachers=[{"timm": "dla46_c", "input_size": 32}])
+    raw["data"] = {**raw["data"], "views": 2}
+    job = jobs.prepare(parse(raw, "test"))
+    assert not isinstance(train._replayed(job).teachers[0], CachedTeacher)
+    assert "the teacher runs live" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_ensemble_is_replayed_member_by_member(tiny: Tiny) -> None:
