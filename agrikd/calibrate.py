@@ -50,14 +50,15 @@ def calibrate(
         problems.append(Problem("calibrate", f"there are {len(truth)} held-out rows", mend))
     if problems:
         raise InputError(problems)
-    temperature = metrics.fit_temperature(logits, truth if scale is None else scale.bins_of(truth, logits.shape[1]))
+    temperature = metrics.fit_temperature(logits, truth) if scale is None else 1.0
     probabilities = metrics.softmax(logits, temperature)
     if scale is None:
         abstain_below = metrics.risk_threshold(probabilities, truth, target_risk)
         quantile = metrics.conformal_quantile(probabilities, truth, coverage)
     else:
         off = np.abs(truth - scale.values(probabilities)) / scale.spreads(probabilities)
-        abstain_below, quantile = 0.0, metrics.quantile_of(off, coverage)
+        whole = (scale.high - scale.low) / (scale.width(logits.shape[1]) / 2)  # with the least spread, all of the scale
+        abstain_below, quantile = 0.0, min(metrics.quantile_of(off, coverage), whole)
     return Calibration(
         temperature=temperature,
         abstain_below=abstain_below,

@@ -10,7 +10,7 @@ from agrikd.calibrate import calibrate
 from agrikd.crossfit import held_out
 from agrikd.data import manifest as manifests
 from agrikd.data.synthetic import SyntheticConfig, write_dataset
-from agrikd.export import onnx
+from agrikd.export import artefacts
 from agrikd.judge import Judged, judge
 from agrikd.predict import open_predictor
 from agrikd.recipe import Recipe, parse
@@ -52,7 +52,7 @@ def run_demo(out: Path) -> Judged:
     )
     student = runs["distilled"]
     console.say("7 of 8  export and parity: the same photos through ONNX Runtime")
-    console.say(f"        {onnx.export_run(student.folder, out / 'student.onnx', 200)}")
+    console.say(f"        {artefacts.export(student.folder, 'fp32', 200, out / 'student.onnx').found}")
     console.say("8 of 8  predict")
     _predict(out / "student.onnx", photos)
     return judged

@@ -6,7 +6,8 @@ AgriKDError            1   something a user can mend; never a traceback
 ├── GateError          4   the teacher is not fit to teach
 ├── ParityError        5   an exported model does not answer as its source does
 ├── TrainingError      6   training cannot go on (a non-finite loss, a checkpoint of another recipe)
-└── StorageError       7   the disk is full, or the place cannot be written
+├── StorageError       7   the disk is full, or the place cannot be written
+└── DeviceError        8   the accelerator, or its library, does not do what was asked
 """
 
 from __future__ import annotations
@@ -93,6 +94,12 @@ class StorageError(AgriKDError):
     """The disk is full, or the place cannot be written; nothing half-written was left."""
 
     exit_code = 7
+
+
+class DeviceError(AgriKDError):
+    """The accelerator, or its library, does not do what was asked; the message has its own words."""
+
+    exit_code = 8
 
 
 def listed(names: Sequence[object]) -> str:

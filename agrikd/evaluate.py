@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import console, intervals, metrics
-from agrikd.data.manifest import Manifest
-from agrikd.errors import InputError, Problem
+from agrikd.data.manifest import Manifest, numbers_of
+from agrikd.errors import InputError, Problem, listed
 from agrikd.predict._base import Predictor
 from agrikd.types import ModelSpec, Prediction
 
@@ -174,20 +174,13 @@ def truth_of(manifest: Manifest, rows: Sequence[int], spec: ModelSpec, split: st
     if not rows:
         mend = f"splits with labels: {', '.join(_labelled_splits(manifest)) or 'none'}"
         raise InputError(Problem(f"split {split}", "has no labelled rows", mend))
-    labels, classes = [str(manifest.rows[row].target) for row in rows], spec.classes
     if spec.scale:
-        return _numbers(labels, split)
+        return np.array(numbers_of(manifest, rows, spec.scale, f"split {split}"))
+    labels, classes = [str(manifest.rows[row].target) for row in rows], spec.classes
     if strange := sorted(set(labels) - set(classes)):
         mend = f"the model knows {', '.join(classes)}"
         raise InputError(Problem(f"split {split}", f"has labels the model does not know: {', '.join(strange)}", mend))
     return np.array([classes.index(label) for label in labels], np.int64)
-
-
-def _numbers(labels: Sequence[str], split: str) -> NDArray[np.float64]:
-    try:
-        return np.array([float(label) for label in labels])
-    except ValueError as error:
-        raise InputError(Problem(f"split {split}", f"has a label that is no number: {error}")) from None
 
 
 def _labelled_splits(manifest: Manifest) -> list[str]:
@@ -247,8 +240,8 @@ def teacher_on(
     """What the teacher says of the rows; nothing where there is none."""
     if teacher is None:
         return []
-    if teacher.spec.classes != classes:
-        known = ", ".join(teacher.spec.classes)
+    if teacher.spec.scale is None and teacher.spec.classes != classes:
+        known = listed(teacher.spec.classes)
         raise InputError(Problem(f"teacher {teacher.spec.name}", f"knows other classes: {known}"))
     return predict_rows(teacher, manifest, rows)[0]
 

@@ -80,7 +80,7 @@ def evaluate_numbers(
     truth = truth_of(manifest, rows, spec, split)
     predictions, seconds = predict_rows(predictor, manifest, rows)
     said = _values(predictions)
-    if teacher and teacher.spec.scale != spec.scale:
+    if teacher and (teacher.spec.scale is None or teacher.spec.scale.range != spec.scale.range):
         raise InputError(Problem(f"teacher {teacher.spec.name}", "speaks of another scale, or of classes"))
     told = teacher_on(teacher, manifest, rows, spec.classes)
     groups = groups_of(manifest, rows)

@@ -170,7 +170,8 @@ def _above_chance(found: Evidence, task: Task) -> Check:
     if task.scale:
         gain = np.abs(found.truth - np.median(found.truth)) - found.mistakes
         low, _ = intervals.bootstrap(lambda i: float(gain[i].mean()), rows, np.random.default_rng(0))
-        said = f"off by {_said(found, task)} on {found.rows} (by {found.mistake + gain.mean():.3g} at the median)"
+        blind = task.scale.said(found.mistake + float(gain.mean()))
+        said = f"off by {_said(found, task)} on {found.rows} (by {blind} at the median)"
         return Check(name, "ok" if low > 0 else "refused", said)
     chance = float(np.bincount(found.truth, minlength=len(task.classes)).max()) / rows
     low, _ = intervals.wilson(rows - int(found.mistakes.sum()), rows)
@@ -181,7 +182,7 @@ def _above_chance(found: Evidence, task: Task) -> Check:
 
 
 def _said(found: Evidence, task: Task) -> str:
-    return f"{found.mistake:.3g} {task.scale.unit}".strip() if task.scale else f"{1 - found.mistake:.2f}"
+    return task.scale.said(found.mistake) if task.scale else f"{1 - found.mistake:.2f}"
 
 
 def _if_reordered(found: Evidence, classes: tuple[str, ...]) -> str:
@@ -198,6 +199,9 @@ def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | N
     name = "beats the student"
     if alone is None:
         return Check(name, "not checked", "no student trained alone was given (gate.student_alone)")
+    own = tuple(alone.record().get("classes", ()))
+    if own != task.classes:
+        return Check(name, "not checked", f"the student alone knows {listed(own)}, not the same classes or bins")
     if rows := loader.manifest.indices("val", labelled=True):
         net = open_net(NetSpec(run=alone.folder), task.classes).eval()
         student: Evidence | None = _live(net, loader, task, rows, "val rows")

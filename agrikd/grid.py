@@ -13,7 +13,7 @@ from agrikd.errors import InputError, Problem
 from agrikd.jobs import open_manifest
 from agrikd.recipe import GateSpec, MethodSpec, NetSpec, Recipe
 
-ALONE, SMOOTHED, RANDOM_HEAD, TEACHER = "alone", "label smoothing", "random head", "teacher"
+ALONE, SMOOTHED, WIDER, RANDOM_HEAD, TEACHER = "alone", "label smoothing", "wider labels", "random head", "teacher"
 POOL = " + unlabelled"
 """Ends the name of an arm that also learns from the photos without labels."""
 
@@ -94,7 +94,7 @@ def require(recipes: Sequence[Recipe], plan: Plan) -> None:
             problems.append(Problem(f"name {name}", "two recipes have it", mend))
     for number, name in enumerate(plan.methods or ()):
         problems += distill.problems({"name": name}, f"--methods {number + 1}")
-    if len({recipe.task.scale for recipe in recipes}) > 1:
+    if len({recipe.task.scale and recipe.task.scale.range for recipe in recipes}) > 1:
         mend = "compare them apart: classes and numbers, or numbers on two scales, have no common measure"
         problems.append(Problem("recipes", "are of different tasks", mend))
     for recipe in recipes:
@@ -136,7 +136,7 @@ def _arms(recipe: Recipe, plan: Plan, manifest: Manifest) -> Iterator[tuple[str,
     wider = {"sigma": _WIDER * task.sigma} if numbers else {"label_smoothing": _SMOOTHING}
     smoothed = task.model_copy(update=wider)
     yield ALONE, alone
-    yield SMOOTHED, alone.model_copy(update={"task": smoothed, "name": f"{recipe.name}-smoothed"})
+    yield WIDER if numbers else SMOOTHED, alone.model_copy(update={"task": smoothed, "name": f"{recipe.name}-smoothed"})
     studied = recipe.model_copy(update={"gate": GateSpec(override=_OVERRIDE)})
     yield RANDOM_HEAD, studied.model_copy(update={"data": labelled})
     for name in plan.methods or (recipe.method.name,):

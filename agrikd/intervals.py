@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from agrikd.arrays import Floats, Ints, finite, places, within
 from agrikd.metrics import macro_f1_of
+from agrikd.types import figure
 
 CHUNK = 4_000_000  # bounds the bootstrap's memory: the most row weights (float32) drawn at once
 
@@ -120,11 +121,14 @@ def verdict(difference: Difference, margin: float = 0.0, unit: str | None = None
     It helps (hurts) when the whole interval lies above `margin` ≥ 0 (below −`margin`), in macro-F1 or the unit.
     """
     sign = -1 if difference.high < -margin else 1
-    size, digits, of = (100, 1, "points") if unit is None else (1, 2, unit)
-    mean, low, high = (size * sign * value for value in (difference.mean, difference.low, difference.high))
+    mean, low, high = (sign * value for value in (difference.mean, difference.low, difference.high))
     word = "hurts by" if sign < 0 else "helps by" if difference.low > margin else "can't tell:"
-    numbers = (f"{round(value, digits) + 0.0:.{digits}f}" for value in (mean, *sorted((low, high))))
-    mean_text, *ends = (text.replace("-", "−") for text in numbers)
+    if unit is None:
+        numbers = [f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−") for value in (mean, *sorted((low, high)))]
+    else:
+        numbers = [figure(value) for value in (mean, *sorted((low, high)))]
+    mean_text, *ends = numbers
+    of = "points" if unit is None else f"{unit} of error".strip()
     return f"{word} {mean_text} {of} ({100 * difference.confidence:g} % interval {' to '.join(ends)})"
 
 

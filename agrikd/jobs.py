@@ -93,8 +93,9 @@ def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: in
     Of each class, or of each stretch of the scale, every fold has an equal part.
     """
     target = task.encode(manifest)[0][list(rows)]
-    kinds = target.numpy() if task.scale is None else strata(target.tolist(), count)
-    return folds(kinds, count, seed, [manifest.rows[row].group or f"row {row}" for row in rows])
+    groups = [manifest.rows[row].group or f"row {row}" for row in rows]
+    kinds = target.numpy() if task.scale is None else strata(target.tolist(), groups, count)
+    return folds(kinds, count, seed, groups)
 
 
 def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:

@@ -19,7 +19,6 @@ from agrikd.report_numbers import write_number_report
 from agrikd.run import Run
 
 COLUMNS = ("model", "macro-F1", "95 % interval", "ECE", "params", "MB", "ms")
-NUMBER_COLUMNS = ("model", "MAE", "95 % interval", "R²", "params", "MB", "ms")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,10 @@ class Judged:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return NUMBER_COLUMNS if isinstance(self.reports[0][1], NumberReport) else COLUMNS
+        first = self.reports[0][1]
+        if isinstance(first, NumberReport):
+            return ("model", f"MAE, {first.scale.unit}".rstrip(", "), "95 % interval", "R²", *COLUMNS[4:])
+        return COLUMNS
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -58,7 +60,7 @@ def judge(
     if out is None and not runs:
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
     manifest = _manifest(runs, data)
-    if len({predictor.spec.scale for predictor in predictors}) > 1:
+    if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors}) > 1:
         mend = "judge them apart"
         raise InputError(Problem("models", "answer with different scales, or some with a class", mend))
     judged = evaluate_numbers if predictors[0].spec.scale else evaluate.evaluate

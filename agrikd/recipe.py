@@ -52,7 +52,7 @@ class TaskSpec(Spec):
     high: float | None = None
     unit: str = ""
     bins: Annotated[int, Field(ge=3, le=512)] = 32
-    sigma: Positive = 0.75
+    sigma: Annotated[float, Field(gt=0, le=16)] = 0.75
 
     @property
     def scale(self) -> Scale | None:
@@ -64,9 +64,12 @@ class TaskSpec(Spec):
     @model_validator(mode="after")
     def _range(self) -> TaskSpec:
         fields = type(self).model_fields
-        own = [name for name in ("low", "high", "unit") if getattr(self, name) != fields[name].default]
+        foreign = ("low", "high", "unit", "bins", "sigma") if self.name != "regression" else ("label_smoothing",)
+        own = [name for name in foreign if getattr(self, name) != fields[name].default]
         if self.name != "regression" and own:
             raise ValueError(f"task {self.name} has no {', '.join(own)}: only regression has")
+        if own:
+            raise ValueError("task regression has no label_smoothing; a larger sigma makes its labels softer")
         if self.name == "regression" and (self.low is None or self.high is None or self.low >= self.high):
             raise ValueError("regression needs low and high, the range of its numbers, low below high")
         return self

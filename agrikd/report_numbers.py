@@ -29,7 +29,7 @@ def write_number_report(
 
     Raises `InputError` where they were judged on other rows or scales.
     """
-    judged = {(report.split, report.rows, report.scale) for _, report in reports}
+    judged = {(report.split, report.rows, report.scale.range) for _, report in reports}
     if len(judged) != 1:
         raise InputError(Problem("reports", "were judged on other rows or scales", "judge them on the same split"))
     main, known = reports[-1][1], {row.path for row in manifest.rows}
@@ -43,13 +43,8 @@ def write_number_report(
             "words": _words(reports),
             **around(reports, manifest, background),
         }
-    filters = {**FILTERS, "amount": lambda value: amount(value, unit)}
+    filters = {**FILTERS, "amount": main.scale.said}
     files.write_text(path, pages.render("report_numbers.html", filters, title=title, note=note, **page))
-
-
-def amount(value: float, unit: str) -> str:
-    """Three figures and the unit: 1.52 %."""
-    return f"{value:.3g}\u00a0{unit}".rstrip().replace("-", "−")
 
 
 def _words(reports: Sequence[tuple[str, NumberReport]]) -> list[tuple[str, str]]:
@@ -64,28 +59,26 @@ def _words(reports: Sequence[tuple[str, NumberReport]]) -> list[tuple[str, str]]
 
 
 def _off(report: NumberReport) -> str:
-    unit, mae = report.scale.unit, report.mae
-    ends = " to ".join(amount(value, unit) for value in (mae.low, mae.high))
-    said = f"On average it is off by {amount(mae.value, unit)}; on other photos of this kind expect {ends}."
+    mae = report.mae
+    ends = " to ".join(report.scale.said(value) for value in (mae.low, mae.high))
+    said = f"On average it is off by {report.scale.said(mae.value)}; on other photos of this kind expect {ends}."
     if report.at_median is None:
         return said
-    less = 1 - mae.value / report.at_median
-    blind = f"Who always says the median of the training photos is off by {amount(report.at_median, unit)}"
-    return f"{said} {blind}: that much less is {100 * less:.0f}\u00a0%."
+    return f"{said} Always saying the median of the training photos is off by {report.scale.said(report.at_median)}."
 
 
 def _lean(report: NumberReport) -> str:
-    if abs(report.bias) < 0.1 * report.mae.value:
-        return "It says too much as often as too little."
+    if abs(report.bias) <= 0.1 * report.mae.value:
+        return "None: what it says too much and too little is about the same."
     lean = "much" if report.bias > 0 else "little"
-    return f"On average it says {amount(abs(report.bias), report.scale.unit)} too {lean}."
+    return f"On average it says {report.scale.said(abs(report.bias))} too {lean}."
 
 
 def _trust(report: NumberReport) -> str:
     if report.covered is None or report.width is None:
         return "It was not calibrated: it gives a number alone, and does not say how far to trust it."
     held, promised = f"{100 * report.covered:.0f}\u00a0%", f"{100 * float(report.promised or 0):.0f}\u00a0%"
-    width = amount(report.width, report.scale.unit)
+    width = report.scale.said(report.width)
     return f"They hold the truth in {held} of the photos ({promised} was promised) and are {width} wide on average."
 
 
@@ -97,4 +90,4 @@ def _beside(report: NumberReport, other: NumberReport) -> str:
         if apart
         else f"The intervals overlap: these {report.rows} photos alone do not settle which is better."
     )
-    return f"It is off by {amount(abs(gain), report.scale.unit)} {'less' if gain > 0 else 'more'}. {settled}"
+    return f"It is off by {report.scale.said(abs(gain))} {'less' if gain > 0 else 'more'}. {settled}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agrikd import files, intervals, pages, plots
 from agrikd.grid import ALONE, POOL, TEACHER, Place
 from agrikd.intervals import Difference, Pair
+from agrikd.types import figure
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,6 @@ class Measure:
     words: str
     unit: str | None
     beside: tuple[tuple[str, str], ...]
-
-    @property
-    def size(self) -> float:
-        """What a person would count differences in: points are hundredths of macro-F1."""
-        return 100.0 if self.unit is None else 1.0
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.unit is None else one < other
@@ -91,13 +87,16 @@ class Arm:
         own = {**asdict(self.place), "arm": self.arm, **self.figures}
         return {**own, "against_alone": difference, "refused": self.refused}
 
+    def _figure(self, value: float) -> str:
+        return f"{value:.3f}" if self.measure.unit is None else figure(value)
+
     def cells(self) -> tuple[str, ...]:
         """As a row of the table."""
         own = (self.place.data, str(self.place.labels or "all"), self.place.student, self.arm)
-        *beside, like_teacher = (f"{np.mean(self.figures[key]):.3f}" for _, key in self.measure.beside)
+        *beside, like_teacher = (self._figure(float(np.mean(self.figures[key]))) for _, key in self.measure.beside)
         return (
             *own,
-            f"{self.score:.3f} ± {self.deviation:.3f}",
+            f"{self._figure(self.score)} ± {self._figure(self.deviation)}",
             *beside,
             "–" if self.arm == TEACHER else like_teacher,
             intervals.verdict(self.difference, unit=self.measure.unit) if self.difference else "–",
@@ -135,7 +134,8 @@ class Study:
         overall = {arm: found._asdict() for arm, found in self.overall.items()}
         costs = {name: asdict(cost) for name, cost in self.costs.items()}
         arms = [arm.to_json() for arm in self.arms]
-        return {"seeds": self.seeds, "steps": self.steps, "arms": arms, "overall": overall, "costs": costs}
+        own = {"seeds": self.seeds, "steps": self.steps, "measure": self.measure.words}
+        return {**own, "arms": arms, "overall": overall, "costs": costs}
 
     def words(self) -> list[str]:
         """What the study comes to, in sentences."""
@@ -150,9 +150,10 @@ class Study:
         for arm, found in self.overall.items():
             without = self.overall.get(arm.removesuffix(POOL))
             if arm.endswith(POOL) and without and found.low > 0:
-                pool, size = found.mean - without.mean, self.measure.size
-                digits, unit = (1, "points") if self.measure.unit is None else (2, self.measure.unit)
-                share = f"{size * pool:.{digits}f} of {size * found.mean:.{digits}f} {unit}".replace("-", "−")
+                pool, unit = found.mean - without.mean, self.measure.unit
+                share = f"{100 * pool:.1f} of {100 * found.mean:.1f} points".replace("-", "−")
+                if unit is not None:
+                    share = f"{figure(pool)} of {figure(found.mean)} {unit} of error"
                 said.append(f"{arm}: the photos without labels brought {share}")
         return said
 

@@ -103,7 +103,8 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
 
     The Run's recipe has the teacher in the student's place; run.json says each stage's verdict; held_out.npz
     keeps the held-out logits the gate judges by. The temperature that fits them (a calibrated teacher's soft
-    targets teach better) is divided into the classifier, so that whoever loads the weights has it.
+    targets teach better) is divided into the classifier, so that whoever loads the weights has it; not for numbers,
+    whose mean it would shift.
     """
     if not recipe.teachers or recipe.teachers[0].timm is None:
         mend = "name a timm model with weights under teachers:"
@@ -120,7 +121,7 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     run = Run.start(out, own, record, resume=not (out / "weights.safetensors").exists())
     lesson = _Lesson(own, task, loader, _parts(own, task, manifest))
     taught, verdicts = _stages(lesson, net)
-    temperature = metrics.fit_temperature(taught.logits, lesson.place)
+    temperature = 1.0 if task.scale else metrics.fit_temperature(taught.logits, lesson.place)
     _divide(taught.whole.classifier, temperature)
     run.write_held_out(lesson.truth.numpy(), taught.logits / np.float32(temperature))
     run.amend(stages=[asdict(v) for v in verdicts], temperature=temperature, origin=net.origin.source)
@@ -139,7 +140,7 @@ def _stages(lesson: _Lesson, net: TimmNet) -> tuple[_Taught, list[Verdict]]:
         kept = nll < _calibrated_nll(best.logits, place)
         verdicts.append(Verdict(stage, len(place), nll, mistake, kept))
         scale = lesson.task.scale
-        said = f"off by {mistake:.3g} {scale.unit}".strip() if scale else f"accuracy {1 - mistake:.3f}"
+        said = f"off by {scale.said(mistake)}" if scale else f"accuracy {1 - mistake:.3f}"
         words = f"teach {stage}: {said}, log loss {nll:.3f} on {len(place)} held-out rows"
         console.say(f"{words} — {'kept' if kept else 'dropped'}")
         best = tried if kept else best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ Image = NDArray[np.uint8]
 """uint8 [H, W, 3], RGB, as displayed (EXIF turn applied)."""
 
 Fit = Literal["stretch", "crop", "pad"]
+
+
+def figure(value: float) -> str:
+    """Three figures, never as a power of ten: 0.00152, 15.2, 4,520."""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{min(digits, 12)}f}".replace("-", "−").replace(",", "\u00a0")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,15 @@ class Scale:
     unit: str = ""
     beyond: int = 0
 
+    @property
+    def range(self) -> tuple[float, float, str]:
+        """What two models must share for their numbers to be compared; bins may differ."""
+        return self.low, self.high, self.unit
+
+    def said(self, value: float) -> str:
+        """A number with its unit: 1.52 %."""
+        return f"{figure(value)}\u00a0{self.unit}".rstrip()
+
     def width(self, bins: int) -> float:
         """Of a bin, in the unit."""
         return (self.high - self.low) / (bins - 2 * self.beyond)
@@ -37,13 +53,15 @@ class Scale:
 
     def values(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
         """The mean of each distribution [N, K], [N]; no lower than `low` and no higher than `high`."""
-        return np.clip(probabilities @ self.centres(probabilities.shape[1]), self.low, self.high)
+        shares, bins = _shares(probabilities), probabilities.shape[1]
+        from_low = shares @ (self.centres(bins) - self.low)
+        return np.asarray(self.low + np.clip(from_low, 0, self.high - self.low))
 
     def spreads(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
         """The standard deviation of each distribution [N, K], half a bin at the least, [N]."""
-        centres = self.centres(probabilities.shape[1])
-        variance = probabilities @ centres**2 - (probabilities @ centres) ** 2
-        return np.sqrt(np.maximum(variance, (self.width(len(centres)) / 2) ** 2))
+        shares, bins = _shares(probabilities), probabilities.shape[1]
+        places = np.arange(bins) - (shares @ np.arange(bins))[:, None]
+        return np.asarray(self.width(bins) * np.sqrt(np.maximum((shares * places**2).sum(axis=1), 0.25)))
 
     def bins_of(self, values: NDArray[Any], bins: int) -> NDArray[np.int64]:
         """The bin that holds each value, [N]; `high` itself belongs to the last bin below it."""
@@ -51,11 +69,18 @@ class Scale:
         return np.clip(place, 0, bins - 2 * self.beyond - 1) + self.beyond
 
 
+def _shares(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """In float64, each row divided by its sum: float32 rows miss 1 by what shifts a mean far from 0."""
+    exact = np.asarray(probabilities, np.float64)
+    return np.asarray(exact / exact.sum(axis=1, keepdims=True))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What turns logits into statements that hold as often as they claim; fitted on held-out rows.
 
-    temperature: divides the logits before the softmax (Guo et al. 2017, arXiv:1706.04599).
+    temperature: divides the logits before the softmax (Guo et al. 2017, arXiv:1706.04599). 1 for a number: a flatter
+        distribution over bins has another mean, so its answer would change too.
     abstain_below: below this top probability the answer is "unsure"; chosen so that the error among the
         answered held-out rows is at most `target_risk`. Above 1 where no threshold reaches it; 0 for a number, which
         has its interval instead.

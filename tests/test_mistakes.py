@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from agrikd import jobs, train
 from agrikd.cli import app
 from agrikd.data.synthetic import SyntheticConfig, write_dataset
-from agrikd.export import onnx
+from agrikd.export import artefacts, onnx
 
 SCREEN = 24
 """Lines of a terminal: a report must fit."""
@@ -70,7 +70,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw_recipe(folder / "photos")))
     run = train.fit(jobs.load(recipe), folder / "run").folder
-    onnx.export_run(run, folder / "student.onnx", 2)
+    artefacts.export(run, "fp32", 2, folder / "student.onnx")
     return Lab(folder / "photos", run, folder / "student.onnx")
 
 
@@ -819,7 +819,7 @@ def test_a_disk_that_fills_up_while_an_export_is_made(scene: Scene, disk: Path) 
     for times, code in ((1.5, 7), (4, 0)):
         child("mount", "-o", f"remount,size={int(times * size)}", disk).check_returncode()
         said = run(scene, f"export onnx {{run}} --images 2 --out {disk}/m.onnx")
-        check_words(said, code, "the disk is full" if code else "parity")
+        check_words(said, code, "the disk is full" if code else "answers")
         assert [path.name for path in disk.iterdir()] == ([] if code else ["m.onnx"])
 
 

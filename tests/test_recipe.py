@@ -91,7 +91,14 @@ class TestDigest:
             dotted = ".".join(key)
             if dotted in ("student.run", "student.ensemble"):  # a net is one of a timm model, a Run and an ensemble
                 continue
-            if dotted in ("task.low", "task.high", "task.unit", "data.labels"):  # of regression alone
+            if dotted in (
+                "task.low",
+                "task.high",
+                "task.unit",
+                "task.bins",
+                "task.sigma",
+                "data.labels",
+            ):  # of regression alone
                 continue
             raw = base.model_dump(mode="json")
             *parents, last = key

@@ -41,7 +41,7 @@ def teach(recipe: RecipeFile, out: Out = None, overrides: Overrides = None, as_j
     jobs.use_cores(made)
     run = teaching.teach(made, out or runs_folder(recipe, f"{made.name}-teacher"))
     said = run.record()
-    off = f"off by ({made.task.unit})" if made.task.scale else "share wrong"
+    off = f"off by, {made.task.unit}".rstrip(", ") if made.task.scale else "share wrong"
     rows = [
         (s["stage"], f"{s['mistake']:.3f}", f"{s['nll']:.3f}", "kept" if s["kept"] else "–") for s in said["stages"]
     ]
@@ -86,7 +86,9 @@ def distill(
 def calibrate(
     run: RunFolder,
     target_risk: Annotated[float, typer.Option(help="Error allowed among the answers that are not 'unsure'.")] = 0.1,
-    coverage: Annotated[float, typer.Option(help="How often the candidate set must hold the truth.")] = 0.9,
+    coverage: Annotated[
+        float, typer.Option(help="How often the candidates, or a number's interval, must hold the truth.")
+    ] = 0.9,
     known_kept: Annotated[float, typer.Option(help="Share of known plants not called unknown.")] = 0.95,
     folds: Annotated[int, typer.Option(help="Trainings where there is no val split.")] = 3,
     as_json: AsJson = False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from agrikd import files, image
 from agrikd.errors import InputError, Problem
-from agrikd.types import Image
+from agrikd.types import Image, Scale
 
 SPLITS = ("train", "val", "test")
 NOT_A_PLANT = "not_a_plant"
@@ -171,6 +172,29 @@ def check(manifest: Manifest, where: str) -> list[Problem]:
             mend = f"keep the right label; see {' and '.join(photos[label] for label in labels)}"
             problems.append(Problem(where, wrong, mend))
     return problems
+
+
+def numbers_of(manifest: Manifest, indices: Iterable[int], scale: Scale, where: str) -> list[float]:
+    """The labels of rows as numbers; raises one `InputError` naming each that is none, or none of the scale."""
+    found, problems = [], []
+    for index in indices:
+        row = manifest.rows[index]
+        value = _number(str(row.target))
+        if not scale.low <= value <= scale.high:
+            wrong = f"the label is {row.target!r}, expected a number from {scale.low:g} to {scale.high:g}"
+            problems.append(Problem(f"{where}: {row.path}", wrong, "mend the label, or task.low and task.high"))
+        found.append(value)
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _number(text: str) -> float:
+    """NaN, which lies in no range, where the text is no number; 1_0, which Python takes, is none."""
+    try:
+        return math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
 
 
 def require_files(manifest: Manifest, where: str) -> None:

@@ -160,12 +160,19 @@ def subset(manifest: Manifest, labels: int | None, seed: int, *, by_class: bool 
     )
 
 
-def strata(values: Sequence[float], size: int) -> NDArray[np.int64]:
-    """Numbers as classes for `folds`: neighbours in order of value, `size` of them together (the last ones more)."""
-    order = np.argsort(np.asarray(values), kind="stable")
-    found = np.empty(len(order), np.int64)
-    found[order] = np.minimum(np.arange(len(order)) // size, max(len(order) // size - 1, 0))
-    return found
+def strata(values: Sequence[float], groups: Sequence[str], size: int) -> NDArray[np.int64]:
+    """Numbers as classes for `folds`: groups that are neighbours in their mean, `size` of them together.
+
+    values, groups: [N]. The last stratum takes what is left over. Raises `InputError` for fewer groups than `size`.
+    """
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < size:
+        mend = f"use at most {len(names)} folds, or label more photos"
+        raise InputError(Problem("folds", f"there are {len(names)} groups of photos for {size} folds", mend))
+    means = np.bincount(place, np.asarray(values, np.float64)) / np.bincount(place)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(means, kind="stable")] = np.arange(len(names))
+    return np.asarray(np.minimum(rank // size, len(names) // size - 1)[place], np.int64)
 
 
 def folds(

@@ -27,6 +27,11 @@ Temperature = Annotated[float, Field(gt=0, le=100)]
 PARTS = "equal parts of a batch"
 
 
+def over_labelled(loss: Tensor, batch: Batch) -> Tensor:
+    """The mean of [B] over the rows with a label, a scalar; 0 where there are none."""
+    return torch.where(batch.labelled, loss, 0.0).sum() / batch.labelled.sum().clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Step:
     """loss: scalar, what is minimised. parts: each named part before its weight, scalars. outputs: the student's."""

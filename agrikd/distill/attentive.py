@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import PARTS, Distiller, Weight
+from agrikd.distill._base import PARTS, Distiller, Weight, over_labelled
 from agrikd.nets._base import Net, Outputs
 from agrikd.tasks._base import Task
 from agrikd.tasks.regression import Regression
@@ -59,7 +59,7 @@ class AttentiveImitation(Distiller):
             its = self.task.value(teacher)
             self._see((its - truth).square()[batch.labelled], number)
             each.append(attentive_loss(own, its, truth, self.largest[number] - self.smallest[number]))
-        return {"attentive": torch.where(batch.labelled, torch.stack(each).mean(dim=0), 0.0)}
+        return {"attentive": over_labelled(torch.stack(each).mean(dim=0), batch)}
 
     @torch.no_grad()
     def _see(self, errors: Tensor, number: int) -> None:

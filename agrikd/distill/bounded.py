@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Weight
+from agrikd.distill._base import Distiller, Weight, over_labelled
 from agrikd.nets._base import Outputs
 from agrikd.tasks.regression import Regression
 
@@ -50,4 +50,4 @@ class BoundedByTeacher(Distiller):
     def distillation_losses(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> dict[str, Tensor]:
         own, truth = self.task.value(student), self.task.truth(batch)
         each = [bounded_loss(own, self.task.value(teacher), truth, self.config.margin) for teacher in teachers]
-        return {"bounded": torch.stack(each).mean(dim=0) * batch.labelled}
+        return {"bounded": over_labelled(torch.stack(each).mean(dim=0), batch)}

@@ -6,23 +6,23 @@ FP32 in and out, normalisation inside, shape arithmetic folded away.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from agrikd import files, image
-from agrikd.data import manifest as manifests
+from agrikd import files
 from agrikd.errors import MissingExtraError
 from agrikd.export import parity
 from agrikd.export.parity import Parity
 from agrikd.nets.from_timm import TimmNet
 from agrikd.predict.ort import OrtPredictor
 from agrikd.predict.torch import TorchPredictor
-from agrikd.run import Run
 from agrikd.types import Image, ModelSpec
 
 OPSET = 16
@@ -41,14 +41,6 @@ def export(source: TorchPredictor, path: Path, images: Sequence[Image]) -> Parit
     return found
 
 
-def export_run(folder: Path, path: Path, count: int) -> Parity:
-    """`export` a Run, compared on `count` of its own photos: those of test first, then val, then train."""
-    run = Run.open(folder)
-    manifest = manifests.read(run.recipe.data.manifest, run.recipe.data.root)
-    rows = [row for split in ("test", "val", "train") for row in manifest.indices(split)]
-    return export(TorchPredictor.from_run(folder), path, image.read_all([manifest.file(row) for row in rows[:count]]))
-
-
 class _Exported(nn.Module):
     """The two outputs by name, the net's door included."""
 
@@ -62,8 +54,12 @@ class _Exported(nn.Module):
 
 
 def write_graph(net: TimmNet, spec: ModelSpec, path: Path) -> None:
-    """The raw graph: input `image` [1, 3, H, W] in [0, 1], outputs `logits` [1, C], `embedding` [1, D]."""
-    example = torch.zeros(1, 3, *spec.input_size)
+    """The raw graph: input `image` [1, 3, H, W] in [0, 1], outputs `logits` [1, C], `embedding` [1, D].
+
+    Branches that a net has for its training alone (RepViT, FastViT) are folded into one.
+    """
+    example, net = torch.zeros(1, 3, *spec.input_size), copy.deepcopy(net)
+    reparameterize_model(net.model, inplace=True)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the TorchScript exporter says at each call that it is the old one
         torch.onnx.export(
@@ -107,12 +103,12 @@ def fold(path: Path) -> None:
     onnx.save(model, path)
 
 
-def describe(path: Path, spec: ModelSpec, parameters: int) -> None:
-    """Write what `OrtPredictor` must know into the file's metadata."""
+def describe(path: Path, spec: ModelSpec, parameters: int, precision: str = "fp32") -> None:
+    """Write what `OrtPredictor` and the engine's builder must know into the file's metadata."""
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(
-        model, {"agrikd": json.dumps(spec.to_json(), ensure_ascii=False), "agrikd_parameters": str(parameters)}
-    )
+    said = json.dumps(spec.to_json(), ensure_ascii=False)
+    own = {"agrikd": said, "agrikd_parameters": str(parameters), "agrikd_precision": precision}
+    onnx.helper.set_model_props(model, own)
     onnx.save(model, path)

@@ -92,4 +92,8 @@ def _held_out_f1(member: NetSpec, number: int) -> NDArray[np.float64]:
         said = "has no held-out predictions to tell for which classes it is best"
         raise InputError(Problem(f"teachers: ensemble.{number}", said, mend))
     truth, logits = found
+    if truth.dtype.kind == "f":
+        raise InputError(
+            Problem("teachers: combine", "best is a matter of classes, and these are numbers", "take mean")
+        )
     return metrics.precision_recall_f1(metrics.confusion(truth, logits.argmax(1), logits.shape[1]))[2]

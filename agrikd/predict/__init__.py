@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from agrikd.errors import InputError, Problem
@@ -9,13 +10,23 @@ from agrikd.predict._base import Predictor
 
 
 def open_predictor(path: Path, threads: int = 1) -> Predictor:
-    """A Run folder (runs in torch) or an exported .onnx file (runs in ONNX Runtime)."""
+    """A Run folder (runs in torch) or an exported .onnx file (in TensorRT where it is installed, else ONNX Runtime)."""
     if path.suffix == ".onnx":
-        from agrikd.predict.ort import OrtPredictor
-
-        return OrtPredictor(path, threads)
+        return _exported(path, threads)
     if path.is_dir():
         from agrikd.predict.torch import TorchPredictor
 
         return TorchPredictor.from_run(path)
     raise InputError(Problem(str(path), "is no model", "expected a Run folder or an .onnx file"))
+
+
+def _exported(path: Path, threads: int) -> Predictor:
+    try:
+        importlib.import_module("tensorrt")
+    except ImportError:
+        from agrikd.predict.ort import OrtPredictor
+
+        return OrtPredictor(path, threads)
+    from agrikd.predict.trt import TrtPredictor
+
+    return TrtPredictor(path, threads=threads)

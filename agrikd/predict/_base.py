@@ -18,9 +18,11 @@ class Predictor(Protocol):
     """
 
     spec: ModelSpec
-    backend: str
     parameters: int
     size_bytes: int
+
+    @property
+    def backend(self) -> str: ...
 
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:
         """uint8 [H, W, 3] RGB images of any size, one `Prediction` each, in order."""

@@ -24,10 +24,11 @@ def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: M
         candidates: tuple[int, ...] = (int(order[0]),)
         unsure, unknown = None, None
         if calibration:
+            unknown = bool(energies[row] > calibration.unknown_above)
+        if calibration and not spec.scale:
             within = tuple(int(c) for c in order if 1 - p[c] <= calibration.conformal_quantile)
             candidates = within or candidates
             unsure = bool(p[order[0]] < calibration.abstain_below)
-            unknown = bool(energies[row] > calibration.unknown_above)
         top = int(order[0])
         made.append(Prediction(logits[row], p, embeddings[row], top, candidates, unsure, unknown, *numbers[row]))
     return made

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agrikd import image
 from agrikd.errors import InputError, MissingExtraError, Problem
@@ -17,7 +18,7 @@ from agrikd.types import Image, ModelSpec, Prediction
 class OrtPredictor:
     """Input `image` float32 [1, 3, H, W], RGB in [0, 1]; outputs `logits` [1, C] and `embedding` [1, D].
 
-    The file's metadata says the rest (`agrikd`: a ModelSpec as JSON, `agrikd_parameters`).
+    The file's metadata says the rest (`agrikd`: a ModelSpec as JSON, `agrikd_parameters`, `agrikd_precision`).
     """
 
     backend = "onnxruntime"
@@ -36,6 +37,7 @@ class OrtPredictor:
             said = self._session.get_modelmeta().custom_metadata_map
             self.spec = ModelSpec.from_json(json.loads(said["agrikd"]))
             self.parameters = int(said["agrikd_parameters"])
+            self.precision = said.get("agrikd_precision", "fp32")
         except (KeyError, ValueError, TypeError) as error:
             said = f"was not exported by agrikd: it does not say what it is ({error})"
             raise InputError(Problem(str(path), said, mend)) from None
@@ -47,6 +49,11 @@ class OrtPredictor:
         return [self._answer(one) for one in images]
 
     def _answer(self, one: Image) -> Prediction:
-        pixels = image.fit(one, self.spec.input_size, self.spec.fit).astype(np.float32) / np.float32(255)
-        logits, embedding = self._session.run(("logits", "embedding"), {"image": pixels.transpose(2, 0, 1)[None]})
+        logits, embedding = self._session.run(("logits", "embedding"), {"image": as_input(one, self.spec)})
         return decode(logits, embedding, self.spec)[0]
+
+
+def as_input(one: Image, spec: ModelSpec) -> NDArray[np.float32]:
+    """A photo as an exported graph wants it: float32 [1, 3, H, W], RGB in [0, 1]."""
+    pixels = image.fit(one, spec.input_size, spec.fit).astype(np.float32) / np.float32(255)
+    return pixels.transpose(2, 0, 1)[None]

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.data.manifest import NOT_A_PLANT, Manifest
-from agrikd.errors import InputError, Problem
+from agrikd.data.manifest import NOT_A_PLANT, Manifest, numbers_of
 from agrikd.nets._base import Outputs
 from agrikd.recipe import TaskSpec
 from agrikd.tasks.classification import softened_kl
@@ -45,24 +44,19 @@ class Regression:
     @property
     def classes(self) -> tuple[str, ...]:
         """Each bin by its ends."""
-        half = self.scale.width(self.bins) / 2
-        return tuple(f"{middle - half:.4g} to {middle + half:.4g}" for middle in self.scale.centres(self.bins))
+        width, centres = self.scale.width(self.bins), self.scale.centres(self.bins)
+        digits = max(0, 2 - math.floor(math.log10(width)))
+        ends = [f"{middle + side * width / 2:.{digits}f}" for middle in centres for side in (-1, 1)]
+        trimmed = [end.rstrip("0").rstrip(".") if "." in end else end for end in ends]
+        return tuple(f"{low} to {high}" for low, high in zip(trimmed[::2], trimmed[1::2], strict=True))
 
     def encode(self, manifest: Manifest) -> tuple[Tensor, Tensor]:
         """float32 [N], the number; bool [N]. Raises `InputError` with every label that is no number in the range."""
         known = [row.target is not None and row.target != NOT_A_PLANT for row in manifest.rows]
-        values, problems = [], []
-        for row, labelled in zip(manifest.rows, known, strict=True):
-            value = _number(row.target) if labelled else self.scale.low
-            if not self.scale.low <= value <= self.scale.high:
-                wrong = f"the label is {row.target!r}, expected a number from {self.scale.low:g} to {self.scale.high:g}"
-                problems.append(
-                    Problem(f"data.manifest: {row.path}", wrong, "mend the label, or task.low and task.high")
-                )
-            values.append(value)
-        if problems:
-            raise InputError(problems)
-        return torch.tensor(values), torch.tensor(known)
+        values = torch.full((len(known),), self.scale.low)
+        labelled = [index for index, there in enumerate(known) if there]
+        values[labelled] = torch.tensor(numbers_of(manifest, labelled, self.scale, "data.manifest"))
+        return values, torch.tensor(known)
 
     def loss(self, student: Outputs, batch: Batch) -> Tensor:
         """Cross-entropy with the label's distribution, less that distribution's entropy: 0 at the best, [B]."""
@@ -77,16 +71,19 @@ class Regression:
         return hl_gaussian(self._bins(target), self.bins, self.sigma)
 
     def mistake(self, logits: Tensor, target: Tensor) -> Tensor:
-        centres = torch.from_numpy(self.scale.centres(self.bins)).to(logits)
-        said = (logits.softmax(dim=1) @ centres).clamp(self.scale.low, self.scale.high)
-        return (said - target).abs()
+        centres = torch.from_numpy(self.scale.centres(self.bins)).to(logits.device)
+        said = (
+            (logits.softmax(dim=1) * (centres - self.scale.low)).sum(dim=1).clamp(0, self.scale.high - self.scale.low)
+        )
+        return (said - (target - self.scale.low)).abs().float()
 
     def divergence(self, student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
         return softened_kl(student.logits, teacher.logits, temperature)
 
     def value(self, outputs: Outputs) -> Tensor:
         """The number, counted in bins from the first one's lower end, [B]."""
-        return outputs.logits.softmax(dim=1) @ (torch.arange(self.bins, device=outputs.logits.device) + 0.5)
+        shares = outputs.logits.float().softmax(dim=1)  # half precision would round a number to its bin
+        return (shares * (torch.arange(self.bins, device=shares.device) + 0.5)).sum(dim=1)
 
     def truth(self, batch: Batch) -> Tensor:
         """The label in the same measure, [B]; it means nothing where there is none."""
@@ -102,10 +99,3 @@ def hl_gaussian(value: Tensor, bins: int, sigma: float) -> Tensor:
     below = torch.special.erf((ends - value[:, None]) / (sigma * math.sqrt(2)))
     shares: Tensor = below.diff(dim=1) / (below[:, -1:] - below[:, :1])
     return shares
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(str(text))
-    except ValueError:
-        return math.nan

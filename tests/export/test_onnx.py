@@ -15,8 +15,8 @@ import torch
 from agrikd import image, train
 from agrikd.data import manifest as manifests
 from agrikd.errors import ParityError
+from agrikd.export import artefacts, parity
 from agrikd.export import onnx as exporting
-from agrikd.export import parity
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net
 from agrikd.predict import open_predictor
@@ -86,7 +86,7 @@ def test_parity_of_the_student_on_200_real_photos(real_photos: list[Image], tmp_
 @pytest.fixture(scope="module")
 def exported(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = train.fit(parse(tiny(), "test"), tmp_path_factory.mktemp("exported") / "run")
-    exporting.export_run(run.folder, run.folder / "model.onnx", 10)
+    artefacts.export(run.folder, "fp32", 10)
     return run.folder
 
 
@@ -154,7 +154,7 @@ def test_a_broken_export_is_refused_and_nothing_written(
 
     monkeypatch.setattr(exporting, "fold", broken)
     with pytest.raises(ParityError, match="nothing was written"):
-        exporting.export_run(exported, tmp_path / "model.onnx", 10)
+        artefacts.export(exported, "fp32", 10, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

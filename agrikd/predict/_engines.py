@@ -1,0 +1,172 @@
+"""Engines that were built here, and the building of new ones.
+
+An engine is native code for one GPU and one TensorRT. It is made on the device from the ONNX file, is found again by
+all that would make it wrong (`EngineKey`), and is never taken from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agrikd import files
+from agrikd.errors import StorageError
+from agrikd.predict import _build
+
+_KEPT = 4
+"""Engines beyond the newest few are deleted: a device keeps two releases of a model in some precisions."""
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine depends on.
+
+    artefact: sha256 of the ONNX file. tensorrt, cuda, l4t, module, sm: versions, the board by name, the GPU's compute
+    capability. machine: this very device. policy: of `_build`.
+    """
+
+    artefact: str
+    tensorrt: str
+    cuda: str
+    l4t: str
+    module: str
+    sm: str
+    machine: str
+    precision: str
+    shape: tuple[int, ...]
+    policy: int = _build.POLICY
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a build: seconds by the clock, and MiB of memory in use."""
+
+    seconds: float = 1800.0
+    memory_mib: float = 3000.0
+
+
+class EngineCache:
+    """A folder of engines, each with its key beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: EngineKey) -> Path:
+        return self.folder / f"{files.digest(asdict(key))[:32]}.engine"
+
+    def timing(self, key: EngineKey) -> Path:
+        """Measurements that builds of other nets with the same TensorRT on this GPU share."""
+        own = {name: getattr(key, name) for name in ("tensorrt", "cuda", "module", "sm", "machine")}
+        return self.folder / f"{files.digest(own)[:32]}.timing"
+
+    def find(self, key: EngineKey) -> bytes | None:
+        """The engine of that key, if it is whole: its sha256 is kept with the key."""
+        path = self.path(key)
+        try:
+            record = json.loads(path.with_suffix(".json").read_text())
+            plan = path.read_bytes()
+        except (OSError, ValueError):
+            return None
+        whole = record == self._record(key, plan)
+        return plan if whole else None
+
+    def keep(self, key: EngineKey) -> None:
+        """Write the key of an engine that was built, and forget the oldest others."""
+        path = self.path(key)
+        files.write_json(path.with_suffix(".json"), self._record(key, path.read_bytes()))
+        engines = sorted(self.folder.glob("*.engine"), key=lambda found: -found.stat().st_mtime)
+        for old in engines[_KEPT:]:
+            self._delete(old)
+
+    def forget(self, key: EngineKey) -> None:
+        self._delete(self.path(key))
+
+    def _delete(self, path: Path) -> None:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    def _record(self, key: EngineKey, plan: bytes) -> dict[str, object]:
+        return {"key": json.loads(json.dumps(asdict(key))), "sha256": files.sha256(plan)}
+
+
+class Build:
+    """A build that runs in a child process; `done` is set when it has ended, `why` says why it failed."""
+
+    def __init__(self, onnx: Path, key: EngineKey, cache: EngineCache, limits: Limits) -> None:
+        self.progress: float | None = None
+        self.why: str | None = None
+        self.done = threading.Event()
+        self._cache, self._key, self._limits, self._start = cache, key, limits, time.monotonic()
+        self._words: deque[str] = deque(maxlen=5)
+        engine, timing = str(cache.path(key)), str(cache.timing(key))
+        asked = {"onnx": str(onnx), "precision": key.precision, "engine": engine, "timing": timing}
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "agrikd.predict._build", json.dumps(asked)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def seconds(self) -> float:
+        """Since the build began."""
+        return time.monotonic() - self._start
+
+    def stop(self) -> None:
+        """End the child, if it runs still."""
+        self._child.kill()
+        self._child.wait()
+
+    def _read(self) -> None:
+        assert self._child.stdout
+        for line in self._child.stdout:
+            try:
+                said = json.loads(line)
+                self.progress, self.why = said.get("progress", self.progress), said.get("error", self.why)
+            except (ValueError, AttributeError):
+                self._words.append(line.strip())
+        self._end(self._child.wait())
+
+    def _watch(self) -> None:
+        """Kill what takes too long or too much; the words are set first, so that they are there when it is dead."""
+        while not self.done.wait(0.2):
+            used = _memory_mib(self._child.pid)
+            if self.seconds > self._limits.seconds:
+                self.why = f"the build took longer than {self._limits.seconds:g} s"
+            elif used > self._limits.memory_mib:
+                self.why = f"the build used {used:.0f} MiB, more than {self._limits.memory_mib:g}"
+            else:
+                continue
+            self._child.kill()
+            return
+
+    def _end(self, code: int) -> None:
+        if code == 0:
+            try:
+                self._cache.keep(self._key)
+            except (StorageError, OSError) as error:
+                self.why = str(error)
+        elif self.why is None:
+            words = f": {self._words[-1]}" if self._words else ""
+            killed = "was killed, perhaps for lack of memory" if code == -9 else f"ended with code {code}"
+            self.why = f"the build {killed}{words}"
+        self.done.set()
+
+
+def _memory_mib(pid: int) -> float:
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return 0.0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(found[0]) / 1024 if found else 0.0

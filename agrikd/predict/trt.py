@@ -1,0 +1,201 @@
+"""An exported .onnx file in TensorRT, on a Jetson or another machine with an NVIDIA GPU.
+
+Named tensors and `execute_async_v3`: one runner for TensorRT 8.6 to 11. The engine is built here, in another process;
+until it is there, and whenever it fails, ONNX Runtime answers on the CPU, and `backend` says so.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agrikd import console, files
+from agrikd.errors import DeviceError
+from agrikd.predict._cudart import Cuda, host_array
+from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
+from agrikd.predict.decode import decode
+from agrikd.predict.ort import OrtPredictor, as_input
+from agrikd.types import Image, Prediction
+
+_L4T, _MODEL, _MACHINE = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model"), Path("/etc/machine-id")
+
+
+class Engine:
+    """A loaded engine with its memory on the device: float32 inputs and outputs of fixed shapes, by name."""
+
+    def __init__(self, trt: Any, cuda: Cuda, plan: bytes) -> None:
+        self._cuda = cuda
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = trt.Runtime(self._logger)
+        self._cuda_engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._cuda_engine is None:
+            raise DeviceError("TensorRT does not load the engine")
+        self._context = self._cuda_engine.create_execution_context()
+        if self._context is None:
+            raise DeviceError("TensorRT gives no context for the engine: there may be too little memory")
+        self._stream = cuda.stream()
+        self._inputs: dict[str, int] = {}
+        self._outputs: dict[str, tuple[int, NDArray[np.float32]]] = {}
+        for number in range(self._cuda_engine.num_io_tensors):
+            self._bind(trt, self._cuda_engine.get_tensor_name(number))
+
+    def _bind(self, trt: Any, name: str) -> None:
+        shape = tuple(self._cuda_engine.get_tensor_shape(name))
+        if self._cuda_engine.get_tensor_dtype(name) != trt.float32 or min(shape) < 1:
+            raise DeviceError(f"the tensor {name} of the engine is not float32 of a fixed shape, but {shape}")
+        values = host_array(shape)
+        address = self._cuda.allocate(values.nbytes)
+        self._context.set_tensor_address(name, address)
+        if self._cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            self._inputs[name] = address
+        else:
+            self._outputs[name] = address, values
+
+    def __call__(self, **inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name; the arrays are the caller's own."""
+        held = {name: np.ascontiguousarray(values, np.float32) for name, values in inputs.items()}
+        for name, values in held.items():
+            self._cuda.to_device(self._inputs[name], values, self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise DeviceError("TensorRT did not run the engine")
+        for address, values in self._outputs.values():
+            self._cuda.to_host(values, address, self._stream)
+        self._cuda.synchronize(self._stream)
+        return {name: values.copy() for name, (_, values) in self._outputs.items()}
+
+    def close(self) -> None:
+        """Give the memory on the device back."""
+        for address in (*self._inputs.values(), *(address for address, _ in self._outputs.values())):
+            self._cuda.free(address)
+        self._inputs, self._outputs = {}, {}
+
+
+class TrtPredictor:
+    """An .onnx file; `cache`: the folder of its engines."""
+
+    def __init__(self, path: Path, cache: Path | None = None, limits: Limits | None = None, threads: int = 1) -> None:
+        self._path, self._limits = path, limits or Limits()
+        self._standby = OrtPredictor(path, threads)
+        self.spec, self.parameters, self.size_bytes = (
+            self._standby.spec,
+            self._standby.parameters,
+            self._standby.size_bytes,
+        )
+        self._cache = EngineCache(cache or files.cache_folder() / "engines")
+        self._engine: Engine | None = None
+        self._building: Build | None = None
+        self._why: str | None = None
+        self._open()
+
+    @property
+    def backend(self) -> str:
+        """What answers now, and why where it is not TensorRT."""
+        if self._engine is not None:
+            return f"tensorrt {self._trt.__version__}"
+        if self._building is not None:
+            done = self._building.progress
+            how_far = f"{100 * done:.0f} %" if done is not None else f"{self._building.seconds:.0f} s"
+            return f"{self._standby.backend} (the engine is being built: {how_far})"
+        return f"{self._standby.backend} (no engine: {self._why})"
+
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+        self._adopt()
+        return [self._answer(one) for one in images]
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until the engine is built or has failed; whether TensorRT answers from now on."""
+        if self._building is not None:
+            self._building.done.wait(seconds)
+        self._adopt()
+        return self._engine is not None
+
+    def close(self) -> None:
+        """Stop a build and free the device's memory."""
+        if self._building is not None:
+            self._building.stop()
+        self._drop()
+
+    def _answer(self, one: Image) -> Prediction:
+        if self._engine is None:
+            return self._standby([one])[0]
+        try:
+            said = self._engine(image=as_input(one, self.spec))
+            return decode(said["logits"], said["embedding"], self.spec)[0]
+        except DeviceError as error:
+            self._fail(str(error))
+            return self._standby([one])[0]
+
+    def _open(self) -> None:
+        """Load the engine that is there, or begin to build one."""
+        try:
+            self._trt = importlib.import_module("tensorrt")
+            self._cuda = Cuda.open()
+            self._key = self._key_of_this_device()
+            plan = self._cache.find(self._key)
+            self._engine = None if plan is None else self._loaded(plan)
+        except (ImportError, DeviceError) as error:
+            self._fail(str(error))
+            return
+        if self._engine is None:
+            self._building = Build(self._path, self._key, self._cache, self._limits)
+
+    def _loaded(self, plan: bytes) -> Engine | None:
+        """None where the engine does not load: it is then built anew."""
+        try:
+            return Engine(self._trt, self._cuda, plan)
+        except DeviceError as error:
+            console.say(f"{self._path.name}: {error}; it is built anew")
+            self._cache.forget(self._key)
+            return None
+
+    def _adopt(self) -> None:
+        """Take over from ONNX Runtime when the build has ended well."""
+        build = self._building
+        if build is None or not build.done.is_set():
+            return
+        self._building = None
+        plan = self._cache.find(self._key) if build.why is None else None
+        if plan is None:
+            self._fail(build.why or "the engine that was built is not whole")
+            return
+        try:
+            self._engine = Engine(self._trt, self._cuda, plan)
+        except DeviceError as error:
+            self._cache.forget(self._key)
+            self._fail(str(error))
+
+    def _fail(self, why: str) -> None:
+        self._drop()
+        self._why = why
+        console.say(f"{self._path.name}: {why}; ONNX Runtime answers on the CPU")
+
+    def _drop(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    def _key_of_this_device(self) -> EngineKey:
+        return EngineKey(
+            artefact=files.sha256(self._path.read_bytes()),
+            tensorrt=self._trt.__version__,
+            cuda=self._cuda.version,
+            l4t=_first_line(_L4T),
+            module=_first_line(_MODEL) or platform.machine(),
+            sm=self._cuda.compute_capability,
+            machine=files.sha256(_first_line(_MACHINE).encode())[:16],
+            precision=self._standby.precision,
+            shape=(1, 3, *self.spec.input_size),
+        )
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip("\0\n ").partition("\n")[0]
+    except OSError:
+        return ""

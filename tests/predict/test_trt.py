@@ -1,0 +1,318 @@
+"""From an .onnx file to answers by TensorRT, against a fake one that computes and fails as the real one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from agrikd.errors import DeviceError
+from agrikd.export import onnx as exporting
+from agrikd.nets.sources import open_net
+from agrikd.predict import _build, open_predictor, trt
+from agrikd.predict._cudart import Cuda
+from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
+from agrikd.predict.ort import OrtPredictor
+from agrikd.predict.trt import TrtPredictor
+from agrikd.recipe import NetSpec
+from agrikd.types import ModelSpec
+
+FAKES = Path(__file__).parents[1] / "fakes"
+CLASSES = ("blight", "healthy", "rust")
+Image = NDArray[np.uint8]
+SECONDS = 60.0
+KEY = EngineKey("a", "10.3.0", "12.6", "R36", "Orin", "8.7", "m", "fp32", (1, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    net = open_net(NetSpec(timm="test_efficientnet", input_size=(32, 32)), CLASSES).eval()
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    spec = ModelSpec("leaves", "classification", CLASSES, (32, 32))
+    exporting.write_graph(net, spec, path)
+    exporting.fold(path)
+    exporting.describe(path, spec, 1000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc: apt-get install gcc")
+    library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, FAKES / "cudart.c"], check=True)
+    return library
+
+
+class Device:
+    """A machine with the fakes; `fails` says what goes wrong from now on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.fails()
+
+    def fails(self, **asked: Any) -> None:
+        self._patch.setenv("AGRIKD_FAKE_TRT", json.dumps(asked))
+        sys.modules.pop("tensorrt", None)
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self._patch.setenv(name, value)
+
+
+@pytest.fixture
+def device(cudart: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    monkeypatch.setenv("AGRIKD_CUDART", str(cudart))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    monkeypatch.syspath_prepend(str(FAKES))
+    yield Device(monkeypatch)
+    sys.modules.pop("tensorrt", None)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image]:
+    return [np.random.default_rng(n).integers(0, 256, (40, 50, 3)).astype(np.uint8) for n in range(3)]
+
+
+def same(one: Any, other: Any) -> None:
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+        np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
+
+
+def test_build_cache_load_run_parity(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.backend.startswith("onnxruntime (the engine is being built")
+    reference = OrtPredictor(model)
+    same(predictor(photos), reference(photos))
+    assert predictor.wait(SECONDS) and predictor.backend == "tensorrt 10.3.0"
+    same(predictor(photos), reference(photos))
+    assert predictor.spec == reference.spec and predictor.parameters == 1000
+    predictor.close()
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert sorted(path.suffix for path in stamps) == [".engine", ".json", ".timing"]
+    again = TrtPredictor(model, tmp_path)
+    assert again.backend == "tensorrt 10.3.0", "it is loaded at once"
+    same(again(photos), reference(photos))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    again.close()
+
+
+def test_answers_do_not_share_memory(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.wait(SECONDS)
+    first = predictor(photos[:1])[0]
+    kept = first.logits.copy()
+    predictor(photos[1:])
+    np.testing.assert_array_equal(first.logits, kept)
+    predictor.close()
+
+
+def test_each_part_of_the_key_matters(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    cache.path(KEY).write_bytes(b"plan")
+    cache.keep(KEY)
+    assert cache.find(KEY) == b"plan"
+    changed = 0
+    for field in dataclasses.fields(EngineKey):
+        value = getattr(KEY, field.name)
+        other = dataclasses.replace(KEY, **{field.name: value * 2 if isinstance(value, tuple) else f"{value}x"})
+        assert cache.find(other) is None, field.name
+        changed += 1
+    assert changed == 10
+
+
+@pytest.mark.parametrize(
+    ("variables", "files"),
+    [
+        ({"AGRIKD_FAKE_SM": "7.2"}, {}),
+        ({}, {"_L4T": "R39"}),
+        ({}, {"_MODEL": "Orin NX\0"}),
+        ({}, {"_MACHINE": "other"}),
+    ],
+    ids=["GPU", "L4T", "board", "machine"],
+)
+def test_another_device_builds_anew(
+    device: Device,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    files: dict[str, str],
+) -> None:
+    first = TrtPredictor(model, tmp_path / "cache")
+    assert first.wait(SECONDS)
+    first.close()
+    device.set(**variables)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(trt, name, tmp_path / name)
+    second = TrtPredictor(model, tmp_path / "cache")
+    assert "being built" in second.backend
+    assert second.wait(SECONDS)
+    second.close()
+    assert len(list((tmp_path / "cache").glob("*.engine"))) == 2
+
+
+def test_another_release_builds_anew(device: Device, model: Path, tmp_path: Path) -> None:
+    for number, version in enumerate(("8.6.1", "10.3.0", "10.13.3", "11.4.0"), 1):
+        device.fails(version=version)
+        predictor = TrtPredictor(model, tmp_path)
+        assert "being built" in predictor.backend
+        assert predictor.wait(SECONDS) and predictor.backend == f"tensorrt {version}"
+        predictor.close()
+        assert len(list(tmp_path.glob("*.engine"))) == number
+
+
+def test_only_the_newest_engines_are_kept(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    for number in range(6):
+        key = dataclasses.replace(KEY, artefact=str(number))
+        cache.path(key).write_bytes(b"plan")
+        cache.keep(key)
+    assert len(list(tmp_path.glob("*.engine"))) == len(list(tmp_path.glob("*.json"))) == 4
+    assert cache.find(key) == b"plan"
+
+
+def test_a_damaged_engine_is_built_anew(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.wait(SECONDS)
+    predictor.close()
+    (engine,) = tmp_path.glob("*.engine")
+    whole = engine.read_bytes()
+    engine.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = TrtPredictor(model, tmp_path)
+    assert "being built" in again.backend and again.wait(SECONDS)
+    same(again(photos), OrtPredictor(model)(photos))
+    again.close()
+
+
+def test_an_engine_that_does_not_load_is_built_anew(
+    device: Device, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after an update that kept its version number: the key fits and the engine does not."""
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.wait(SECONDS)
+    predictor.close()
+    (engine,) = tmp_path.glob("*.engine")
+    engine.write_bytes(b'{"tensorrt": "9.9.9"}\n')
+    EngineCache(tmp_path).keep(predictor._key)
+    again = TrtPredictor(model, tmp_path)
+    assert "it is built anew" in " ".join(capsys.readouterr().err.split())
+    assert again.wait(SECONDS) and again.backend == "tensorrt 10.3.0"
+    again.close()
+
+
+FAILURES = {
+    "parse": ({"parse": ["unsupported node Gelu", "and another"]}, {}, "unsupported node Gelu; and another"),
+    "build gives none": ({"build_none": True}, {}, "the builder gave no engine"),
+    "child killed": ({"killed": True}, {}, "was killed, perhaps for lack of memory"),
+    "child hangs": ({"hangs": 600}, {"seconds": 1.0}, "took longer than 1 s"),
+    "child hoards": ({"memory_mib": 400, "hangs": 600}, {"memory_mib": 300.0}, "more than 300"),
+    "load gives none": ({"load_none": True}, {}, "does not load the engine"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_whatever_fails_onnx_runtime_answers_and_says_so(
+    device: Device, model: Path, photos: list[Image], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, limits, why = FAILURES[name]
+    device.fails(**asked)
+    predictor = TrtPredictor(model, tmp_path, Limits(**limits))
+    reference = OrtPredictor(model)
+    same(predictor(photos), reference(photos))
+    assert not predictor.wait(SECONDS)
+    same(predictor(photos), reference(photos))
+    assert predictor.backend.startswith("onnxruntime (no engine: ") and why in predictor.backend
+    assert "ONNX Runtime answers on the CPU" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("*.engine")), "nothing half-built is left"
+    predictor.close()
+
+
+def test_an_engine_that_fails_while_it_runs(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    device.fails(run_false=True)
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.wait(SECONDS)
+    same(predictor(photos), OrtPredictor(model)(photos))
+    assert "did not run the engine" in predictor.backend
+
+
+def test_a_device_without_memory(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    device.set(AGRIKD_FAKE_NO_MEMORY="1")
+    predictor = TrtPredictor(model, tmp_path)
+    assert not predictor.wait(SECONDS) and "cudaMalloc: out of memory (2)" in predictor.backend
+    same(predictor(photos), OrtPredictor(model)(photos))
+
+
+def test_a_machine_without_cuda(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+    device.set(AGRIKD_CUDART="/nowhere/libcudart.so")
+    predictor = TrtPredictor(model, tmp_path)
+    assert "no /nowhere/libcudart.so can be loaded" in predictor.backend
+    same(predictor(photos), OrtPredictor(model)(photos))
+
+
+def test_a_file_is_opened_by_what_there_is(device: Device, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = open_predictor(model)
+    assert isinstance(found, TrtPredictor)
+    found.close()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert isinstance(open_predictor(model), OrtPredictor)
+
+
+def test_a_stopped_build_leaves_nothing(device: Device, model: Path, tmp_path: Path) -> None:
+    device.fails(hangs=600)
+    cache = EngineCache(tmp_path)
+    build = Build(model, KEY, cache, Limits())
+    build.stop()
+    assert build.done.wait(SECONDS) and build.why is not None
+    assert not list(tmp_path.glob("*.engine"))
+
+
+def test_progress_is_said_and_measurements_are_kept(device: Device, model: Path, tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    for times in (1, 2):
+        build = Build(model, KEY, cache, Limits())
+        assert build.done.wait(SECONDS) and build.why is None and build.progress == 1.0
+        assert cache.timing(KEY).read_bytes() == b"+" * times, "the second build begins with the first one's"
+    assert json.loads((cache.find(KEY) or b"").partition(b"\n")[0])["flags"] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "network", "builder"),
+    [
+        ((8, 6, 1), "fp32", ("EXPLICIT_BATCH",), ()),
+        ((8, 6, 1), "int8", ("EXPLICIT_BATCH",), ("FP16", "INT8")),
+        ((10, 3, 0), "fp16", (), ("FP16",)),
+        ((10, 11, 0), "int8", (), ("FP16", "INT8")),
+        ((10, 12, 0), "fp16", ("STRONGLY_TYPED",), ()),
+        ((10, 16, 1), "int8f16", ("STRONGLY_TYPED",), ()),
+        ((11, 4, 0), "fp32", ("STRONGLY_TYPED",), ()),
+    ],
+)
+def test_each_release_has_its_policy(
+    version: tuple[int, ...], precision: str, network: tuple[str, ...], builder: tuple[str, ...]
+) -> None:
+    assert _build.policy(version, precision) == _build.Policy(network, builder)
+
+
+def test_a_precision_of_newer_releases_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"int8f16 is for TensorRT 10\.12 and later"):
+        _build.policy((10, 3, 0), "int8f16")
+
+
+def test_cuda_says_what_is_wrong(cudart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGRIKD_CUDART", str(cudart))
+    cuda = Cuda.open()
+    assert cuda.version == "12.6" and cuda.compute_capability == "8.7"
+    with pytest.raises(DeviceError, match=r"cudaMemcpyAsync: invalid resource handle \(400\)"):
+        cuda.to_device(cuda.allocate(8), np.zeros(2, np.float32), 0)
