@@ -87,7 +87,10 @@ def _write(
 ) -> None:
     main = runs[-1] if runs else None
     record = main.record() if main else {}
-    gate_file = main.folder / "gate.json" if main else None
+    said = {
+        name: files.read_json(found) if main and (found := main.folder / f"{name}.json").exists() else None
+        for name in ("gate", "artefacts")
+    }
     stages = next((run.record()["stages"] for run in runs if "stages" in run.record()), None)
     write: Any = write_number_report if isinstance(reports[0][1], NumberReport) else write_report
     write(
@@ -96,7 +99,8 @@ def _write(
         title=title,
         manifest=manifest,
         note=note,
-        gate=files.read_json(gate_file) if gate_file and gate_file.exists() else None,
+        gate=said["gate"],
+        exports=said["artefacts"],
         stages=stages,
         history=main.history() if main else None,
         facts={

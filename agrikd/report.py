@@ -30,11 +30,12 @@ _EVEN = 1.2
 class Background(TypedDict, total=False):
     """How the models came to be; every part may be left out.
 
-    gate: what a Run's gate.json says. stages: the "stages" of a teacher Run's run.json. history: the lines of
-    a Run's metrics.jsonl. facts: versions, digests and the like, by name.
+    gate: what a Run's gate.json says; exports: its artefacts.json. stages: the "stages" of a teacher Run's run.json.
+    history: the lines of a Run's metrics.jsonl. facts: versions, digests and the like, by name.
     """
 
     gate: dict[str, Any] | None
+    exports: list[dict[str, Any]] | None
     stages: list[dict[str, Any]] | None
     history: list[dict[str, float]] | None
     facts: Mapping[str, str]
@@ -111,6 +112,7 @@ def around(
         "total": len(manifest.rows),
         "curves": plots.curves(history) if history else [],
         "gate": background.get("gate"),
+        "exports": background.get("exports") or [],
         "stages": background.get("stages") or [],
         "facts": _facts(reports) | dict(background.get("facts", {})),
     }

@@ -31,7 +31,7 @@ def source_of(name: str, size: int) -> TorchPredictor:
     torch.manual_seed(0)
     net = open_net(NetSpec(timm=name, input_size=(size, size)), CLASSES).eval()
     if isinstance(net.classifier, torch.nn.Linear):
-        torch.nn.init.normal_(net.classifier.weight)
+        torch.nn.init.normal_(net.classifier.weight, std=20)
     return TorchPredictor(net, ModelSpec(name, "classification", CLASSES, (size, size)))
 
 

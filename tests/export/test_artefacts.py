@@ -1,0 +1,82 @@
+"""What is recorded of a Run's exports, by the verbs that make them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from agrikd import files
+from agrikd.cli import app
+from agrikd.errors import ParityError
+from agrikd.export import artefacts, fp16, lint
+
+
+def agrikd(*words: object, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, f"{words}: {done.output}"
+    return done
+
+
+@pytest.fixture
+def run(colours: Path, tmp_path: Path) -> Path:
+    shutil.copytree(colours, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_each_precision_is_made_and_recorded(run: Path) -> None:
+    half = json.loads(agrikd("export", "fp16", run, "--images", 12, "--json").stdout)
+    assert half["why"] == "kept" and half["releases"] == list(lint.RELEASES)
+    found = {one.precision: one for one in artefacts.artefacts(run)}
+    assert list(found) == ["fp32", "fp16"], "FP32 comes first, and was made on the way"
+    for one in found.values():
+        assert one.file is not None and one.sha256 == files.sha256((run / one.file).read_bytes())
+        assert one.size_bytes == (run / one.file).stat().st_size
+    assert found["fp16"].size_bytes < 0.7 * found["fp32"].size_bytes
+    for scales in ((), ("--fp16-scales",)):
+        done = CliRunner().invoke(app, ["export", "int8", str(run), *scales])
+        assert done.exit_code in (0, 5), done.output
+    found = {one.precision: one for one in artefacts.artefacts(run)}
+    assert list(found) == ["fp32", "fp16", "int8", "int8f16"]
+    for precision in ("int8", "int8f16"):
+        assert "of macro-F1 lost" in found[precision].found
+        assert (found[precision].why == "kept") == (run / artefacts.FILES[precision]).exists()
+    report = run / "report.html"
+    agrikd("evaluate", run, "--split", "test", "--report", report)
+    page = report.read_text()
+    assert "What it was exported as" in page and page.count("model.fp16.onnx") == 1
+
+
+def test_what_is_dropped_is_recorded_with_its_reason(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fp16, "LARGEST", 1.0)
+    done = agrikd("export", "fp16", run, "--images", 2, code=5)
+    assert "too little room" in done.stderr
+    (one,) = [one for one in artefacts.artefacts(run) if one.precision == "fp16"]
+    assert one.why == "dropped" and one.file is None and "too little room" in one.found and one.releases == ()
+
+
+def test_what_no_release_would_read_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def everywhere(path: Path, releases: tuple[str, ...]) -> list[lint.Finding]:
+        return [lint.Finding("opset", release, "graph", "opset 99") for release in releases]
+
+    monkeypatch.setattr(lint, "lint", everywhere)
+    with pytest.raises(ParityError, match="no release of TensorRT would read") as error:
+        artefacts.export(run, "fp32", 2)
+    assert "graph: opset 99 (opset; 8.6, 10.3, 10.13, 10.16, 11)" in str(error.value)
+    assert not (run / "model.onnx").exists()
+
+
+def test_a_file_is_checked_against_each_release(run: Path, tmp_path: Path) -> None:
+    artefacts.export(run, "fp32", 2, tmp_path / "m.onnx")
+    assert "reads it" in agrikd("export", "check", tmp_path / "m.onnx").stdout
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.node.append(onnx.helper.make_node("Einsum", ["logits"], ["more"], equation="ij->ji"))
+    model.graph.node.append(onnx.helper.make_node("Det", ["more"], ["det"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    done = agrikd("export", "check", tmp_path / "m.onnx", code=5)
+    assert "Det" in done.stderr and "findings" in done.stdout
