@@ -262,6 +262,8 @@ def _moments(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
 
 
 def _classes(manifest: Manifest) -> list[Finding]:
+    if manifest.numeric:
+        return []
     counts = {split: Counter(manifest.rows[i].target for i in manifest.indices(split, True)) for split in SPLITS}
     found = []
     for name in manifest.classes:

@@ -20,6 +20,7 @@ from agrikd.check import open_data
 from agrikd.data import moments
 from agrikd.data.looks import BROKEN, Look, Looks
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
+from agrikd.data.splits import in_ranges
 from agrikd.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def run(path: Path, root: Path | None, out: Path | None, per_class: int = 12, se
     page = out or (path if path.is_dir() else path.parent) / PAGE
     problems = _mistakes(page)
     try:
-        manifest = open_data(path, root)
+        manifest = in_ranges(open_data(path, root))
     except InputError as error:
         raise InputError([*problems, *error.problems]) from None
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,24 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def _real(variable: str, default: Path) -> Path:
     folder = Path(os.environ.get(variable) or default)
     if not folder.is_dir():
-        reason = f"{folder} is not there: set {variable} to the folder"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent(f"{folder} is not there: set {variable} to the folder")
     return folder
+
+
+def absent(reason: str) -> None:
+    """Skip a test that wants what is not there; in CI all of it is, so there the test fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def gcc() -> str:
+    """A C compiler, for the small libraries that stand in for NVIDIA's."""
+    found = shutil.which("gcc")
+    if found is None:
+        absent("there is no gcc: apt-get install gcc libc6-dev")
+    return str(found)
 
 
 @pytest.fixture(scope="session")

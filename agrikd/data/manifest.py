@@ -21,6 +21,8 @@ from agrikd.errors import InputError, Problem
 from agrikd.types import Image, Scale
 
 SPLITS = ("train", "val", "test")
+_MOST_NUMBERED_CLASSES = 20
+"""Classes may be called 0 to 19; more numbers than that are measurements."""
 NOT_A_PLANT = "not_a_plant"
 """A reserved target: pictures of no plant the model knows. Only val and test may hold them; they judge the
 "not a plant I know" score and are no class of the task."""
@@ -54,6 +56,11 @@ class Manifest:
     def classes(self) -> tuple[str, ...]:
         """The distinct labels in sorted order, the reserved one left out."""
         return tuple(sorted({row.target for row in self.rows if row.target and row.target != NOT_A_PLANT}))
+
+    @cached_property
+    def numeric(self) -> bool:
+        """Whether the labels are numbers rather than names of classes: all of them are, and there are many."""
+        return len(self.classes) > _MOST_NUMBERED_CLASSES and all(math.isfinite(_number(name)) for name in self.classes)
 
     @cached_property
     def digest(self) -> str:

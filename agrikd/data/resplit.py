@@ -11,7 +11,7 @@ from typing import Any
 from agrikd import files
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest
-from agrikd.data.splits import by_season, season_mistakes, stratified
+from agrikd.data.splits import by_season, in_ranges, season_mistakes, stratified
 from agrikd.errors import InputError, Problem
 
 WAYS = ("stratified", "group", "season")
@@ -112,7 +112,8 @@ def resplit(source: Path, config: SplitConfig, out: Path | None = None, findings
     if out.exists() and out.resolve() != source.resolve():
         problems.append(Problem(str(out), "is there already", "choose another --out, or move it away"))
     try:
-        before = manifests.load(source)
+        labelled = manifests.load(source)
+        before = in_ranges(labelled)
     except InputError as error:
         problems += error.problems
     try:
@@ -124,7 +125,8 @@ def resplit(source: Path, config: SplitConfig, out: Path | None = None, findings
     if problems or not before:
         raise InputError(problems)
     after = draw(before, config, pairs or ())
-    manifests.write(after, out)
+    target = {row.path: row.target for row in labelled.rows}
+    manifests.write(replace(after, rows=tuple(replace(row, target=target[row.path]) for row in after.rows)), out)
     said = _assumptions(before, after, config)
     said += _about_pairs(before, pairs, findings) if findings and pairs is not None else [_not_looked(source)]
     if out.parent.resolve() != before.root:

@@ -231,3 +231,17 @@ class TestVerb:
         done = CliRunner().invoke(app, ["data", "split", str(source), "--by", "season", "--val-season", "2025"])
         assert done.exit_code == 2
         assert "--test-season: is missing" in done.stderr
+
+
+def test_numbers_are_split_over_all_of_their_range(tmp_path: Path) -> None:
+    """A fifth of the leaves have nothing at all, as on a real field; a plant's leaves stay together."""
+    values = [0.0] * 20 + [round(0.3 * n, 1) for n in range(1, 81)]
+    photos = [Row(f"{n}.jpg", f"{value:g}", "train", f"plant {n // 2}") for n, value in enumerate(values)]
+    made = resplit(saved(tmp_path, photos), SplitConfig(train=0.6, val=0.2, test=0.2))
+    after = manifests.load(made.manifest)
+    assert {row.path: row.target for row in after.rows} == {row.path: row.target for row in photos}
+    of = {split: [float(str(row.target)) for row in after.rows if row.split == split] for split in ("train", "test")}
+    assert len(of["test"]) == 20 and max(of["test"]) > 20 and of["test"].count(0) in (3, 4, 5)
+    assert abs(sum(of["train"]) / 60 - sum(of["test"]) / 20) < 1.5
+    assert len({(row.group, row.split) for row in after.rows}) == 50
+    assert all(" to " in name for name, *_ in made.rows) and 4 <= len(made.rows) <= 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,11 +44,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no gcc: apt-get install gcc")
+def cudart(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, FAKES / "cudart.c"], check=True)
+    subprocess.run([gcc, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, FAKES / "cudart.c"], check=True)
     return library
 
 
