@@ -34,6 +34,7 @@ FLOORS: dict[str, float] = {
     "export": 7,
     "gate": 7,
     "report": 7,
+    "bench": 6,
     "evaluate": 6,
     "evaluate_numbers": 6.2,
     "report_numbers": 7.2,

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command("check")(export_check)
     app.add_typer(group, name="export")
     app.command()(predict)
+    app.command()(bench)
     app.command()(demo)
 
 
@@ -119,6 +120,33 @@ def _cells(said: dict[str, Any]) -> tuple[str, ...]:
 
 def _interval(ends: tuple[float, float] | None) -> str:
     return f"{figure(ends[0])} to {figure(ends[1])}" if ends else "not calibrated"
+
+
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Run folders or .onnx files.", show_default=False)],
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Of the backend; may be given twice.")] = None,
+    frames: Annotated[int, typer.Option(min=10, help="How many frames each answers.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Time models on this machine, all the way from a camera's frame, beside the bare session.
+
+    Example: agrikd bench runs/coffee/model.onnx runs/coffee/model.int8.onnx --threads 1 --threads 2
+    """
+    from agrikd import bench as benching
+
+    found = benching.bench(models, threads or [1], frames)
+    rows = [
+        (
+            one.model,
+            one.backend,
+            f"{one.threads}",
+            *(f"{ms:.2f}" for ms in (one.p50, one.p90, one.p99)),
+            "–" if one.bare is None else f"{one.bare:.2f}",
+        )
+        for one in found
+    ]
+    asked = ("model", "backend", "threads", "p50 ms", "p90", "p99", "session alone")
+    show(as_json, [one.to_json() for one in found], f"{frames} frames of 1280 × 720, one at a time", asked, rows)
 
 
 def demo(

@@ -64,7 +64,7 @@ class PixelCache:
         slot_bytes = self.slot[0] * self.slot[1] * 3
         self.held = min(len(manifest.rows), limit_mb * 2**20 // slot_bytes)
         identity = [manifest.identity(index) for index in range(self.held)]
-        key = files.digest([identity, self.slot, fit, image.opencv().__version__])
+        key = files.digest([identity, self.slot, fit, image.opencv().__version__, image.RESIZE])
         self._path = files.cache_folder() / "pixels" / f"{key[:32]}.u8"
         self._pixels: NDArray[np.uint8] | None = None
         self._opening = threading.Lock()

@@ -228,6 +228,7 @@ def _key(net: Net, loader: Loader, kind: Kind) -> dict[str, Any]:
         "albumentations version": view.pop("albumentations"),
         **{f"view's {part}": value for part, value in view.items()},
         "opencv version": image.opencv().__version__,
+        "resize": image.RESIZE,
         "timm version": timm.__version__,
         "torch version": str(torch.__version__),
     }

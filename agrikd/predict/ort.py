@@ -48,8 +48,13 @@ class OrtPredictor:
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:
         return [self._answer(one) for one in images]
 
+    def run(self, picture: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The session alone: [1, 3, H, W] to logits [1, C] and embedding [1, D]."""
+        found: list[NDArray[np.float32]] = self._session.run(("logits", "embedding"), {"image": picture})
+        return found
+
     def _answer(self, one: Image) -> Prediction:
-        logits, embedding = self._session.run(("logits", "embedding"), {"image": as_input(one, self.spec)})
+        logits, embedding = self.run(as_input(one, self.spec))
         return decode(logits, embedding, self.spec)[0]
 
 
