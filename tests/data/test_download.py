@@ -872,7 +872,7 @@ def test_the_cards_are_listed(words: list[str]) -> None:
     done = CliRunner().invoke(app, ["data", "get", *words, "--json"])
     assert done.exit_code == 0, done.output
     listed = {row["name"]: row for row in json.loads(done.stdout)}
-    assert len(listed) == 9 and listed["ibean"]["to download"] == "180.0 MB" and listed["ibean"]["licence"] == "MIT"
+    assert len(listed) == 11 and listed["ibean"]["to download"] == "180.0 MB" and listed["ibean"]["licence"] == "MIT"
     assert "plantvillage" in CliRunner().invoke(app, ["data", "get", *words]).stdout
 
 
