@@ -125,8 +125,8 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
     """Resize to (height, width): by area along a side that shrinks, linearly along one that grows.
 
     A picture of even sides is halved first while it stays as large as asked for, unless a whole number of pixels make
-    one: means of four pixels, which OpenCV takes ten times as fast as means of uneven areas. A camera's frame then costs
-    half a millisecond instead of three.
+    one: means of four pixels, which OpenCV takes ten times as fast as means of uneven areas. A camera's frame then
+    costs half a millisecond instead of three.
     """
     if image.shape[:2] == tuple(size):
         return image

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="export")
     app.command()(predict)
     app.command()(bench)
+    app.command("device-report")(device_report)
     app.command()(demo)
 
 
@@ -147,6 +148,28 @@ def bench(
     ]
     asked = ("model", "backend", "threads", "p50 ms", "p90", "p99", "session alone")
     show(as_json, [one.to_json() for one in found], f"{frames} frames of 1280 × 720, one at a time", asked, rows)
+
+
+def device_report(
+    models: Annotated[list[Path], typer.Argument(help=".onnx files.", show_default=False)],
+    photos: Annotated[Path, typer.Option(help="A folder of photos to compare the answers on.", show_default=False)],
+    minutes: Annotated[float, typer.Option(min=0, help="Of frames, shared by the models.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="The JSON to send back.")] = Path("device-report.json"),
+) -> None:
+    """Try exported models on this board: build time, parity, latency over minutes with temperatures and clocks.
+
+    Example: agrikd device-report model.onnx model.fp16.onnx --photos photos
+    """
+    from agrikd import device_report as reporting
+    from agrikd import files, image
+    from agrikd.errors import InputError, Problem
+
+    found = sorted(path for path in photos.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not found:
+        raise InputError(Problem(str(photos), "holds no photo (.jpg, .png)", "name a folder of some photos"))
+    made = reporting.report(models, image.read_all(found[:200]), minutes)
+    files.write_json(out, made)
+    console.say(f"{reporting.row(made)}\nreport: {out}")
 
 
 def demo(

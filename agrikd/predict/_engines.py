@@ -97,11 +97,16 @@ class EngineCache:
 
 
 class Build:
-    """A build that runs in a child process; `done` is set when it has ended, `why` says why it failed."""
+    """A build that runs in a child process; `done` is set when it has ended, `why` says why it failed.
+
+    progress: 0 to 1, None where TensorRT does not say it. took_s, peak_mib: what it cost, so far.
+    """
 
     def __init__(self, onnx: Path, key: EngineKey, cache: EngineCache, limits: Limits) -> None:
         self.progress: float | None = None
         self.why: str | None = None
+        self.peak_mib = 0.0
+        self.took_s: float | None = None
         self.done = threading.Event()
         self._cache, self._key, self._limits, self._start = cache, key, limits, time.monotonic()
         self._words: deque[str] = deque(maxlen=5)
@@ -141,6 +146,7 @@ class Build:
         """Kill what takes too long or too much; the words are set first, so that they are there when it is dead."""
         while not self.done.wait(0.2):
             used = _memory_mib(self._child.pid)
+            self.peak_mib = max(self.peak_mib, used)
             if self.seconds > self._limits.seconds:
                 self.why = f"the build took longer than {self._limits.seconds:g} s"
             elif used > self._limits.memory_mib:
@@ -151,6 +157,7 @@ class Build:
             return
 
     def _end(self, code: int) -> None:
+        self.took_s = self.seconds
         if code == 0:
             try:
                 self._cache.keep(self._key)

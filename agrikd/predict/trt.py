@@ -77,7 +77,11 @@ class Engine:
 
 
 class TrtPredictor:
-    """An .onnx file; `cache`: the folder of its engines."""
+    """An .onnx file; `cache`: the folder of its engines.
+
+    built: the build of its engine, None where one was there already. key: of the engine on this device, None without
+    TensorRT.
+    """
 
     def __init__(self, path: Path, cache: Path | None = None, limits: Limits | None = None, threads: int = 1) -> None:
         self._path, self._limits = path, limits or Limits()
@@ -90,6 +94,7 @@ class TrtPredictor:
         self._cache = EngineCache(cache or files.cache_folder() / "engines")
         self._engine: Engine | None = None
         self._building: Build | None = None
+        self.built: Build | None = None
         self._why: str | None = None
         self._open()
 
@@ -107,6 +112,10 @@ class TrtPredictor:
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:
         self._adopt()
         return [self._answer(one) for one in images]
+
+    @property
+    def key(self) -> EngineKey | None:
+        return getattr(self, "_key", None)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Until the engine is built or has failed; whether TensorRT answers from now on."""
@@ -143,7 +152,7 @@ class TrtPredictor:
             self._fail(str(error))
             return
         if self._engine is None:
-            self._building = Build(self._path, self._key, self._cache, self._limits)
+            self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
 
     def _loaded(self, plan: bytes) -> Engine | None:
         """None where the engine does not load: it is then built anew."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 from agrikd.errors import DeviceError
-from agrikd.export import onnx as exporting
-from agrikd.nets.sources import open_net
 from agrikd.predict import _build, open_predictor, trt
 from agrikd.predict._cudart import Cuda
 from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
 from agrikd.predict.ort import OrtPredictor
 from agrikd.predict.trt import TrtPredictor
-from agrikd.recipe import NetSpec
-from agrikd.types import ModelSpec
 
-FAKES = Path(__file__).parents[1] / "fakes"
-CLASSES = ("blight", "healthy", "rust")
 Image = NDArray[np.uint8]
 SECONDS = 60.0
 KEY = EngineKey("a", "10.3.0", "12.6", "R36", "Orin", "8.7", "m", "fp32", (1, 3, 32, 32))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    net = open_net(NetSpec(timm="test_efficientnet", input_size=(32, 32)), CLASSES).eval()
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    spec = ModelSpec("leaves", "classification", CLASSES, (32, 32))
-    exporting.write_graph(net, spec, path)
-    exporting.fold(path)
-    exporting.describe(path, spec, 1000)
-    return path
-
-
-@pytest.fixture(scope="session")
-def cudart(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run([gcc, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, FAKES / "cudart.c"], check=True)
-    return library
-
-
-class Device:
-    """A machine with the fakes; `fails` says what goes wrong from now on."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._patch = monkeypatch
-        self.fails()
-
-    def fails(self, **asked: Any) -> None:
-        self._patch.setenv("AGRIKD_FAKE_TRT", json.dumps(asked))
-        sys.modules.pop("tensorrt", None)
-
-    def set(self, **variables: str) -> None:
-        for name, value in variables.items():
-            self._patch.setenv(name, value)
-
-
-@pytest.fixture
-def device(cudart: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    monkeypatch.setenv("AGRIKD_CUDART", str(cudart))
-    monkeypatch.setenv("PYTHONPATH", str(FAKES))
-    monkeypatch.syspath_prepend(str(FAKES))
-    yield Device(monkeypatch)
-    sys.modules.pop("tensorrt", None)
-
-
-@pytest.fixture(scope="module")
-def photos() -> list[Image]:
-    return [np.random.default_rng(n).integers(0, 256, (40, 50, 3)).astype(np.uint8) for n in range(3)]
 
 
 def same(one: Any, other: Any) -> None:
@@ -86,7 +30,7 @@ def same(one: Any, other: Any) -> None:
         np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
 
 
-def test_build_cache_load_run_parity(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_build_cache_load_run_parity(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.backend.startswith("onnxruntime (the engine is being built")
     reference = OrtPredictor(model)
@@ -104,7 +48,7 @@ def test_build_cache_load_run_parity(device: Device, model: Path, photos: list[I
     again.close()
 
 
-def test_answers_do_not_share_memory(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_answers_do_not_share_memory(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
     first = predictor(photos[:1])[0]
@@ -139,7 +83,7 @@ def test_each_part_of_the_key_matters(tmp_path: Path) -> None:
     ids=["GPU", "L4T", "board", "machine"],
 )
 def test_another_device_builds_anew(
-    device: Device,
+    device: Any,
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +104,7 @@ def test_another_device_builds_anew(
     assert len(list((tmp_path / "cache").glob("*.engine"))) == 2
 
 
-def test_another_release_builds_anew(device: Device, model: Path, tmp_path: Path) -> None:
+def test_another_release_builds_anew(device: Any, model: Path, tmp_path: Path) -> None:
     for number, version in enumerate(("8.6.1", "10.3.0", "10.13.3", "11.4.0"), 1):
         device.fails(version=version)
         predictor = TrtPredictor(model, tmp_path)
@@ -180,7 +124,7 @@ def test_only_the_newest_engines_are_kept(tmp_path: Path) -> None:
     assert cache.find(key) == b"plan"
 
 
-def test_a_damaged_engine_is_built_anew(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_a_damaged_engine_is_built_anew(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
     predictor.close()
@@ -194,7 +138,7 @@ def test_a_damaged_engine_is_built_anew(device: Device, model: Path, photos: lis
 
 
 def test_an_engine_that_does_not_load_is_built_anew(
-    device: Device, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As after an update that kept its version number: the key fits and the engine does not."""
     predictor = TrtPredictor(model, tmp_path)
@@ -221,7 +165,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_whatever_fails_onnx_runtime_answers_and_says_so(
-    device: Device, model: Path, photos: list[Image], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    device: Any, model: Path, photos: list[Image], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, limits, why = FAILURES[name]
     device.fails(**asked)
@@ -236,7 +180,7 @@ def test_whatever_fails_onnx_runtime_answers_and_says_so(
     predictor.close()
 
 
-def test_an_engine_that_fails_while_it_runs(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_an_engine_that_fails_while_it_runs(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     device.fails(run_false=True)
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
@@ -244,21 +188,21 @@ def test_an_engine_that_fails_while_it_runs(device: Device, model: Path, photos:
     assert "did not run the engine" in predictor.backend
 
 
-def test_a_device_without_memory(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_a_device_without_memory(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     device.set(AGRIKD_FAKE_NO_MEMORY="1")
     predictor = TrtPredictor(model, tmp_path)
     assert not predictor.wait(SECONDS) and "cudaMalloc: out of memory (2)" in predictor.backend
     same(predictor(photos), OrtPredictor(model)(photos))
 
 
-def test_a_machine_without_cuda(device: Device, model: Path, photos: list[Image], tmp_path: Path) -> None:
+def test_a_machine_without_cuda(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     device.set(AGRIKD_CUDART="/nowhere/libcudart.so")
     predictor = TrtPredictor(model, tmp_path)
     assert "no /nowhere/libcudart.so can be loaded" in predictor.backend
     same(predictor(photos), OrtPredictor(model)(photos))
 
 
-def test_a_file_is_opened_by_what_there_is(device: Device, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_opened_by_what_there_is(device: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = open_predictor(model)
     assert isinstance(found, TrtPredictor)
     found.close()
@@ -266,7 +210,7 @@ def test_a_file_is_opened_by_what_there_is(device: Device, model: Path, monkeypa
     assert isinstance(open_predictor(model), OrtPredictor)
 
 
-def test_a_stopped_build_leaves_nothing(device: Device, model: Path, tmp_path: Path) -> None:
+def test_a_stopped_build_leaves_nothing(device: Any, model: Path, tmp_path: Path) -> None:
     device.fails(hangs=600)
     cache = EngineCache(tmp_path)
     build = Build(model, KEY, cache, Limits())
@@ -275,7 +219,7 @@ def test_a_stopped_build_leaves_nothing(device: Device, model: Path, tmp_path: P
     assert not list(tmp_path.glob("*.engine"))
 
 
-def test_progress_is_said_and_measurements_are_kept(device: Device, model: Path, tmp_path: Path) -> None:
+def test_progress_is_said_and_measurements_are_kept(device: Any, model: Path, tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
     for times in (1, 2):
         build = Build(model, KEY, cache, Limits())
