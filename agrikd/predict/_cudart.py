@@ -67,6 +67,9 @@ class Cuda:
         self._call("cudaStreamCreate", ctypes.byref(found))
         return int(found.value or 0)
 
+    def destroy(self, stream: int) -> None:
+        self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
+
     def to_device(self, address: int, values: NDArray[Any], stream: int) -> None:
         self._copy(address, values.ctypes.data, values.nbytes, _TO_DEVICE, stream)
 

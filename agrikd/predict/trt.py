@@ -73,6 +73,7 @@ class Engine:
         """Give the memory on the device back."""
         for address in (*self._inputs.values(), *(address for address, _ in self._outputs.values())):
             self._cuda.free(address)
+        self._cuda.destroy(self._stream)
         self._inputs, self._outputs = {}, {}
 
 

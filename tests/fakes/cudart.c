@@ -19,6 +19,7 @@ int cudaMalloc(void **address, size_t size)
 }
 int cudaFree(void *address) { free(address); return 0; }
 int cudaStreamCreate(void **stream) { *stream = malloc(1); return 0; }
+int cudaStreamDestroy(void *stream) { free(stream); return 0; }
 int cudaStreamSynchronize(void *stream) { return stream ? 0 : 400; }
 int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream)
 {
