@@ -6,6 +6,7 @@ until it is there, and whenever it fails, ONNX Runtime answers on the CPU, and `
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 from collections.abc import Sequence
@@ -42,8 +43,12 @@ class Engine:
         self._stream = cuda.stream()
         self._inputs: dict[str, int] = {}
         self._outputs: dict[str, tuple[int, NDArray[np.float32]]] = {}
-        for number in range(self._cuda_engine.num_io_tensors):
-            self._bind(trt, self._cuda_engine.get_tensor_name(number))
+        try:
+            for number in range(self._cuda_engine.num_io_tensors):
+                self._bind(trt, self._cuda_engine.get_tensor_name(number))
+        except DeviceError:
+            self.close()
+            raise
 
     def _bind(self, trt: Any, name: str) -> None:
         shape = tuple(self._cuda_engine.get_tensor_shape(name))
@@ -187,7 +192,8 @@ class TrtPredictor:
 
     def _drop(self) -> None:
         if self._engine is not None:
-            self._engine.close()
+            with contextlib.suppress(DeviceError):  # a device that failed may not even take its memory back
+                self._engine.close()
         self._engine = None
 
     def _key_of_this_device(self) -> EngineKey:
