@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from agrikd.intervals import Difference, Pair
 from agrikd.predict._base import Predictor
 from agrikd.predict.ort import OrtPredictor, as_input
 from agrikd.types import Image, ModelSpec
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 EightBits = Literal["int8", "int8f16"]
 OPSET_OF_FP16_SCALES = 19
@@ -42,6 +45,8 @@ _OPTIONS = {
     "AddQDQPairToWeight": True,
     "DedicatedQDQPair": True,
 }
+_LEAST_SCALE = np.float32(np.finfo(np.float16).tiny)
+"""Half precision's smallest normal number: below, a scale loses its bits, and in the end is 0."""
 MAY_LOSE = 0.03
 """Of macro-F1, the most that the upper end of the loss's 95 % interval may reach; for numbers the share by which the
 mean error may grow."""
@@ -104,14 +109,17 @@ def export(
 def quantise(reference: Path, path: Path, spec: ModelSpec, images: Sequence[Image]) -> None:
     """The FP32 graph with Q/DQ nodes around what is quantised, at the same opset."""
     try:
+        import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     except ImportError:
         raise MissingExtraError("onnx", "export") from None
+    model = onnx.load(reference)
+    own_constants(model.graph)
     before = logging.root.level
     logging.root.setLevel(logging.ERROR)  # the quantiser advises, on the root logger, what TensorRT does not want
     try:
         quantize_static(
-            str(reference),
+            model,
             str(path),
             _Reader(images, spec),
             quant_format=QuantFormat.QDQ,
@@ -120,10 +128,32 @@ def quantise(reference: Path, path: Path, spec: ModelSpec, images: Sequence[Imag
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             op_types_to_quantize=_QUANTISED,
+            nodes_to_exclude=left_out(model.graph),
             extra_options=_OPTIONS,
         )
     finally:
         logging.root.setLevel(before)
+
+
+def left_out(graph: GraphProto) -> list[str]:
+    """Names of nodes that stay as they are: what half precision would spoil, and sums with a constant, of which a layer
+    norm's ε would become 0. The sums that are left join a residual connection."""
+    constants = {one.name for one in graph.initializer}
+    constants.update(output for node in graph.node if node.op_type == "Constant" for output in node.output)
+    kept = fp16.kept_in_fp32(graph)
+    return kept + [node.name for node in graph.node if node.op_type == "Add" and constants & set(node.input)]
+
+
+def own_constants(graph: GraphProto) -> None:
+    """Give every node copies of the weights that it shares with others: TensorRT 8 wants a Q/DQ pair for each."""
+    constants, taken = {one.name: one for one in graph.initializer}, set()
+    for number, node in enumerate(graph.node):
+        for place, name in enumerate(node.input):
+            if name in constants and name in taken:
+                copy = graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[place] = f"{name}_of_{number}"
+            taken.add(name)
 
 
 def widen(path: Path) -> None:
@@ -131,6 +161,11 @@ def widen(path: Path) -> None:
     import onnx
 
     model = onnx.version_converter.convert_version(onnx.load(path), OPSET_OF_FP16_SCALES)
+    scales = {node.input[1] for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            values = np.maximum(onnx.numpy_helper.to_array(tensor), _LEAST_SCALE)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(fp16.in_half(model, fp16.kept_in_fp32(model.graph)), path)
 
 
