@@ -152,7 +152,7 @@ def own_constants(graph: GraphProto) -> None:
             if name in constants and name in taken:
                 copy = graph.initializer.add()
                 copy.CopyFrom(constants[name])
-                copy.name = node.input[place] = f"{name}_of_{number}"
+                copy.name = node.input[place] = f"{name}_of_{number}_{place}"
             taken.add(name)
 
 

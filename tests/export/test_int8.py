@@ -11,9 +11,12 @@ import pytest
 
 from agrikd.errors import ParityError
 from agrikd.export import artefacts, int8, lint
+from agrikd.export import onnx as exporting
 from agrikd.intervals import Difference
+from agrikd.nets.sources import open_net
 from agrikd.predict._base import FakePredictor
 from agrikd.predict.ort import OrtPredictor
+from agrikd.recipe import NetSpec
 from agrikd.types import ModelSpec, Scale
 
 CLASSES = ("blight", "healthy", "rust")
@@ -125,3 +128,30 @@ def test_the_root_logger_is_as_it_was(reference: Path, photos: list[Photo], tmp_
     before = logging.root.level
     int8.quantise(reference, tmp_path / "eight.onnx", SPEC, photos[:2])
     assert logging.root.level == before
+
+
+def test_every_node_gets_constants_of_its_own() -> None:
+    two = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "w"], ["a"], "a"),
+        onnx.helper.make_node("Mul", ["w", "w"], ["b"], "b"),
+        onnx.helper.make_node("Add", ["a", "b"], ["y"], "y"),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [two]), ir_version=8)
+    int8.own_constants(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    read = [name for node in model.graph.node for name in node.input]
+    assert len(model.graph.initializer) == 3 and all(read.count(one.name) == 1 for one in model.graph.initializer)
+
+
+def test_sums_with_a_constant_and_the_parts_of_a_norm_are_left_out(tmp_path: Path) -> None:
+    net = open_net(NetSpec(timm="test_convnext", input_size=(160, 160)), CLASSES).eval()
+    exporting.write_graph(net, SPEC, tmp_path / "net.onnx")
+    exporting.fold(tmp_path / "net.onnx")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    out, constants = set(int8.left_out(graph)), {one.name for one in graph.initializer}
+    sums = {node.name: constants & set(node.input) for node in graph.node if node.op_type == "Add"}
+    assert {name for name, constant in sums.items() if constant} <= out
+    assert [name for name, constant in sums.items() if not constant and name not in out], "residual connections are not"
+    assert {node.name for node in graph.node if node.op_type in ("Sqrt", "Pow")} <= out
