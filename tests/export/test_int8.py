@@ -147,7 +147,8 @@ def test_every_node_gets_constants_of_its_own() -> None:
 
 def test_sums_with_a_constant_and_the_parts_of_a_norm_are_left_out(tmp_path: Path) -> None:
     net = open_net(NetSpec(timm="test_convnext", input_size=(160, 160)), CLASSES).eval()
-    exporting.write_graph(net, SPEC, tmp_path / "net.onnx")
+    spec = ModelSpec("net", "classification", CLASSES, (160, 160))
+    exporting.write_graph(net, spec, tmp_path / "net.onnx")
     exporting.fold(tmp_path / "net.onnx")
     graph = onnx.load(tmp_path / "net.onnx").graph
     out, constants = set(int8.left_out(graph)), {one.name for one in graph.initializer}
