@@ -40,6 +40,7 @@ MARGIN = 0.02
 """Logits nearer to each other than this are a tie, which half precision may break either way."""
 
 _SCALARS = frozenset(("Add", "Sub", "Mul", "Div", "Where"))
+_LAYOUT = frozenset(("Transpose", "Reshape", "Squeeze", "Unsqueeze"))
 _NORMS = frozenset(("LayerNormalization", "GroupNormalization", "InstanceNormalization"))
 
 
@@ -190,24 +191,39 @@ def _attention(softmax: NodeProto, made_by: Mapping[str, NodeProto]) -> Iterator
     waiting = list(softmax.input)
     while waiting:
         node = made_by.get(waiting.pop())
-        if node is not None and node.op_type in (*_SCALARS, "MatMul"):
+        if node is not None and node.op_type in (*_SCALARS, *_LAYOUT, "MatMul"):
             yield node
             if node.op_type != "MatMul":
                 waiting += node.input
 
 
 def _norm(root: NodeProto, graph: GraphProto, made_by: Mapping[str, NodeProto]) -> Iterator[NodeProto]:
-    """The parts of a layer norm that was written out: √(mean (x − mean x)² + ε), and the division by it."""
+    """The parts of a layer norm that was written out: √(mean (x − mean x)² + ε), and the division by it.
+
+    Transpositions stand anywhere between them: ONNX Runtime moves these about when it folds a graph.
+    """
     yield root
     waiting = [*root.input]
     while waiting:
         node = made_by.get(waiting.pop())
-        if node is None or node.op_type not in ("Add", "ReduceMean", "Pow", "Mul", "Sub"):
+        if node is None or node.op_type not in ("Add", "ReduceMean", "Pow", "Mul", "Sub", *_LAYOUT):
             continue
         yield node
-        means = [name for name in node.input if name in made_by and made_by[name].op_type == "ReduceMean"]
+        means = [name for name in node.input if _origin(name, made_by) == "ReduceMean"]
         waiting += means if node.op_type == "Sub" else node.input
-    yield from (node for node in graph.node if node.op_type == "Div" and root.output[0] in node.input)
+    spread = {root.output[0]}
+    for node in graph.node:
+        if node.op_type in (*_LAYOUT, "Div") and spread & set(node.input):
+            yield node
+            spread.update(node.output if node.op_type in _LAYOUT else ())
+
+
+def _origin(name: str, made_by: Mapping[str, NodeProto]) -> str:
+    """The kind of node that made a value, its layout aside."""
+    node = made_by.get(name)
+    while node is not None and node.op_type in _LAYOUT:
+        node = made_by.get(node.input[0])
+    return node.op_type if node is not None else ""
 
 
 def ranges(path: Path, spec: ModelSpec, images: Sequence[Image]) -> dict[str, float]:
