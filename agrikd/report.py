@@ -307,7 +307,8 @@ def _points(share: float) -> str:
 
 
 def _three_figures(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", "\u00a0")
+    text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}".replace(",", "\u00a0")
+    return text.replace("-", "−")
 
 
 def _count(number: int) -> str:
