@@ -10,7 +10,10 @@ from agrikd.predict._base import Predictor
 
 
 def open_predictor(path: Path, threads: int = 1) -> Predictor:
-    """A Run folder (runs in torch) or an exported .onnx file (in TensorRT where it is installed, else ONNX Runtime)."""
+    """A Run folder (runs in torch) or an exported .onnx file (in TensorRT where it is installed, else ONNX Runtime).
+
+    Waits until TensorRT's engine is built or has failed, so that all answers come from one backend.
+    """
     if path.suffix == ".onnx":
         return _exported(path, threads)
     if path.is_dir():
@@ -23,10 +26,12 @@ def open_predictor(path: Path, threads: int = 1) -> Predictor:
 def _exported(path: Path, threads: int) -> Predictor:
     try:
         importlib.import_module("tensorrt")
-    except ImportError:
+    except (ImportError, OSError):
         from agrikd.predict.ort import OrtPredictor
 
         return OrtPredictor(path, threads)
     from agrikd.predict.trt import TrtPredictor
 
-    return TrtPredictor(path, threads=threads)
+    predictor = TrtPredictor(path, threads=threads)
+    predictor.wait()
+    return predictor

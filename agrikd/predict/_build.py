@@ -11,17 +11,22 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agrikd import files
+from agrikd.errors import StorageError
+from agrikd.predict._engines import EngineCache, EngineKey
 
-POLICY = 1
+POLICY = 2
 """Changes with whatever below changes the engine that is built; it is part of the engines' key."""
 _STRONGLY_TYPED = (10, 12)
 """The first release in which NVIDIA calls strong typing complete; TensorRT 11 knows nothing else."""
+_GRACE_S = 10.0
+"""Who watches a build ends it first, with a reason."""
 WORKSPACE_BYTES = 512 * 2**20
 
 
@@ -58,17 +63,20 @@ def build(trt: Any, onnx: bytes, precision: str, timing: bytes) -> tuple[bytes, 
         raise ValueError(f"the parser refuses the graph: {'; '.join(said) or 'it does not say why'}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    config.clear_flag(trt.BuilderFlag.TF32)  # it is on by default, and multiplies FP32 with ten bits
     for name in asked.builder:
         config.set_flag(getattr(trt.BuilderFlag, name))
-    cache = config.create_timing_cache(timing)
-    config.set_timing_cache(cache, False)
+    measured = config.create_timing_cache(timing)
+    if measured is None or not config.set_timing_cache(measured, False):  # of another driver, or damaged
+        measured = config.create_timing_cache(b"")
+        config.set_timing_cache(measured, False)
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = _monitor(trt)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ValueError("the builder gave no engine; its own words stand above")
-    cache = config.get_timing_cache()
-    return bytes(plan), bytes(cache.serialize())
+    measured = config.get_timing_cache()
+    return bytes(plan), bytes(measured.serialize()) if measured is not None else b""
 
 
 def _bits(flags: Any, names: tuple[str, ...]) -> int:
@@ -103,28 +111,41 @@ def _monitor(trt: Any) -> Any:
 
 
 def say(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # who asked may be gone; the engine is of use all the same
+        print(json.dumps(what), flush=True)
 
 
 def main(asked: dict[str, Any]) -> int:
-    """asked: onnx, precision, engine and timing (paths). 0, or 1 with an {"error": …} said."""
-    _give_way()
-    tensorrt = importlib.import_module("tensorrt")
-    timing = Path(asked["timing"])
-    known = timing.read_bytes() if timing.exists() else b""
-    try:
-        plan, cache = build(tensorrt, Path(asked["onnx"]).read_bytes(), asked["precision"], known)
-    except ValueError as error:
-        say(error=str(error))
-        return 1
-    files.write_bytes(timing, cache)
-    files.write_bytes(Path(asked["engine"]), plan)
+    """asked: onnx and folder (paths), key (an `EngineKey`'s fields), seconds. 0, or 1 with an {"error": …} said."""
+    key = EngineKey(**{**asked["key"], "shape": tuple(asked["key"]["shape"])})
+    _give_way(float(asked["seconds"]))
+    cache = EngineCache(Path(asked["folder"]))
+    with cache.building(key):
+        if cache.find(key) is not None:  # another process has built it meanwhile
+            return 0
+        try:
+            _build_into(cache, key, Path(asked["onnx"]).read_bytes())
+        except (ValueError, OSError, StorageError) as error:
+            say(error=str(error))
+            return 1
     return 0
 
 
-def _give_way() -> None:
-    """What answers comes first, and what builds dies first where memory ends."""
+def _build_into(cache: EngineCache, key: EngineKey, onnx: bytes) -> None:
+    if files.sha256(onnx) != key.artefact:
+        raise ValueError("the .onnx file was replaced while its engine was to be built")
+    timing = cache.timing(key)
+    known = timing.read_bytes() if timing.exists() else b""
+    plan, measured = build(importlib.import_module("tensorrt"), onnx, key.precision, known)
+    cache.keep(key, plan)
+    with contextlib.suppress(StorageError):  # it only makes the next build faster
+        files.write_bytes(timing, measured)
+
+
+def _give_way(seconds: float) -> None:
+    """What answers comes first; what builds dies first where memory ends, and at its time if nobody watches it."""
     os.nice(10)
+    signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_S)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("900")
 

@@ -6,18 +6,20 @@ all that would make it wrong (`EngineKey`), and is never taken from outside.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agrikd import files
-from agrikd.errors import StorageError
-from agrikd.predict import _build
 
 _KEPT = 4
 """Engines beyond the newest few are deleted: a device keeps two releases of a model in some precisions."""
@@ -41,7 +43,7 @@ class EngineKey:
     machine: str
     precision: str
     shape: tuple[int, ...]
-    policy: int = _build.POLICY
+    policy: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Limits:
 
 
 class EngineCache:
-    """A folder of engines, each with its key beside it."""
+    """A folder of engines. A file is a line of JSON, the key and the engine's sha256, and the engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,34 +65,40 @@ class EngineCache:
 
     def timing(self, key: EngineKey) -> Path:
         """Measurements that builds of other nets with the same TensorRT on this GPU share."""
-        own = {name: getattr(key, name) for name in ("tensorrt", "cuda", "module", "sm", "machine")}
+        own = {name: getattr(key, name) for name in ("tensorrt", "cuda", "l4t", "module", "sm", "machine")}
         return self.folder / f"{files.digest(own)[:32]}.timing"
 
     def find(self, key: EngineKey) -> bytes | None:
-        """The engine of that key, if it is whole: its sha256 is kept with the key."""
+        """The engine of that key, if it is whole."""
         path = self.path(key)
         try:
-            record = json.loads(path.with_suffix(".json").read_text())
-            plan = path.read_bytes()
+            head, _, plan = path.read_bytes().partition(b"\n")
+            if json.loads(head) != self._record(key, plan):
+                return None
+            os.utime(path)  # what is used is not forgotten
         except (OSError, ValueError):
             return None
-        whole = record == self._record(key, plan)
-        return plan if whole else None
+        return plan
 
-    def keep(self, key: EngineKey) -> None:
-        """Write the key of an engine that was built, and forget the oldest others."""
-        path = self.path(key)
-        files.write_json(path.with_suffix(".json"), self._record(key, path.read_bytes()))
-        engines = sorted(self.folder.glob("*.engine"), key=lambda found: -found.stat().st_mtime)
-        for old in engines[_KEPT:]:
-            self._delete(old)
+    def keep(self, key: EngineKey, plan: bytes) -> None:
+        """Write an engine whole, and forget those that were not used for longest."""
+        files.write_bytes(self.path(key), json.dumps(self._record(key, plan)).encode() + b"\n" + plan)
+        used = {}
+        for path in self.folder.glob("[!.]*.engine"):
+            with contextlib.suppress(OSError):  # another process may have forgotten it just now
+                used[path] = path.stat().st_mtime
+        for old in sorted(used, key=lambda path: -used[path])[_KEPT:]:
+            old.unlink(missing_ok=True)
 
     def forget(self, key: EngineKey) -> None:
-        self._delete(self.path(key))
+        self.path(key).unlink(missing_ok=True)
 
-    def _delete(self, path: Path) -> None:
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def building(self, key: EngineKey) -> Iterator[None]:
+        """One builds, the others wait: two builds at once need twice the memory."""
+        with self.path(key).with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _record(self, key: EngineKey, plan: bytes) -> dict[str, object]:
         return {"key": json.loads(json.dumps(asdict(key))), "sha256": files.sha256(plan)}
@@ -99,7 +107,8 @@ class EngineCache:
 class Build:
     """A build that runs in a child process; `done` is set when it has ended, `why` says why it failed.
 
-    progress: 0 to 1, None where TensorRT does not say it. took_s, peak_mib: what it cost, so far.
+    progress: 0 to 1, None where TensorRT does not say it. took_s, peak_mib: what it cost so far; the memory is the
+    process's own, without what the GPU holds.
     """
 
     def __init__(self, onnx: Path, key: EngineKey, cache: EngineCache, limits: Limits) -> None:
@@ -110,14 +119,14 @@ class Build:
         self.done = threading.Event()
         self._cache, self._key, self._limits, self._start = cache, key, limits, time.monotonic()
         self._words: deque[str] = deque(maxlen=5)
-        engine, timing = str(cache.path(key)), str(cache.timing(key))
-        asked = {"onnx": str(onnx), "precision": key.precision, "engine": engine, "timing": timing}
+        asked = {"onnx": str(onnx), "key": asdict(key), "folder": str(cache.folder), "seconds": limits.seconds}
         cache.folder.mkdir(parents=True, exist_ok=True)
         self._child = subprocess.Popen(
             [sys.executable, "-m", "agrikd.predict._build", json.dumps(asked)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
         threading.Thread(target=self._watch, daemon=True).start()
         threading.Thread(target=self._read, daemon=True).start()
@@ -129,18 +138,25 @@ class Build:
 
     def stop(self) -> None:
         """End the child, if it runs still."""
+        if not self.done.is_set():
+            self.why = "the build was stopped"
         self._child.kill()
         self._child.wait()
 
     def _read(self) -> None:
         assert self._child.stdout
-        for line in self._child.stdout:
-            try:
-                said = json.loads(line)
-                self.progress, self.why = said.get("progress", self.progress), said.get("error", self.why)
-            except (ValueError, AttributeError):
-                self._words.append(line.strip())
-        self._end(self._child.wait())
+        try:
+            for line in self._child.stdout:
+                self._hear(line)
+        finally:
+            self._end(self._child.wait())
+
+    def _hear(self, line: str) -> None:
+        try:
+            said = json.loads(line)
+            self.progress, self.why = said.get("progress", self.progress), said.get("error", self.why)
+        except (ValueError, AttributeError):
+            self._words.append(line.strip())
 
     def _watch(self) -> None:
         """Kill what takes too long or too much; the words are set first, so that they are there when it is dead."""
@@ -158,12 +174,7 @@ class Build:
 
     def _end(self, code: int) -> None:
         self.took_s = self.seconds
-        if code == 0:
-            try:
-                self._cache.keep(self._key)
-            except (StorageError, OSError) as error:
-                self.why = str(error)
-        elif self.why is None:
+        if code and self.why is None:
             words = f": {self._words[-1]}" if self._words else ""
             killed = "was killed, perhaps for lack of memory" if code == -9 else f"ended with code {code}"
             self.why = f"the build {killed}{words}"

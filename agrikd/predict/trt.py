@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agrikd import console, files
 from agrikd.errors import DeviceError
+from agrikd.predict._build import POLICY
 from agrikd.predict._cudart import Cuda, host_array
 from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
 from agrikd.predict.decode import decode
@@ -33,7 +34,10 @@ class Engine:
     def __init__(self, trt: Any, cuda: Cuda, plan: bytes) -> None:
         self._cuda = cuda
         self._logger = trt.Logger(trt.Logger.WARNING)
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # so say NVIDIA's bindings that the library gave none
+            raise DeviceError(f"TensorRT does not start: {error}") from None
         self._cuda_engine = self._runtime.deserialize_cuda_engine(plan)
         if self._cuda_engine is None:
             raise DeviceError("TensorRT does not load the engine")
@@ -56,7 +60,8 @@ class Engine:
             raise DeviceError(f"the tensor {name} of the engine is not float32 of a fixed shape, but {shape}")
         values = host_array(shape)
         address = self._cuda.allocate(values.nbytes)
-        self._context.set_tensor_address(name, address)
+        if not self._context.set_tensor_address(name, address):
+            raise DeviceError(f"TensorRT takes no address for the tensor {name}")
         if self._cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             self._inputs[name] = address
         else:
@@ -83,7 +88,7 @@ class Engine:
 
 
 class TrtPredictor:
-    """An .onnx file; `cache`: the folder of its engines.
+    """An .onnx file; `cache`: the folder of its engines. For one thread at a time.
 
     built: the build of its engine, None where one was there already. key: of the engine on this device, None without
     TensorRT.
@@ -91,6 +96,7 @@ class TrtPredictor:
 
     def __init__(self, path: Path, cache: Path | None = None, limits: Limits | None = None, threads: int = 1) -> None:
         self._path, self._limits = path, limits or Limits()
+        self._artefact = files.sha256(path.read_bytes())
         self._standby = OrtPredictor(path, threads)
         self.spec, self.parameters, self.size_bytes = (
             self._standby.spec,
@@ -134,6 +140,7 @@ class TrtPredictor:
         """Stop a build and free the device's memory."""
         if self._building is not None:
             self._building.stop()
+            self._building, self._why = None, "closed"
         self._drop()
 
     def _answer(self, one: Image) -> Prediction:
@@ -154,11 +161,10 @@ class TrtPredictor:
             self._key = self._key_of_this_device()
             plan = self._cache.find(self._key)
             self._engine = None if plan is None else self._loaded(plan)
-        except (ImportError, DeviceError) as error:
+            if self._engine is None:
+                self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
+        except (ImportError, OSError, DeviceError) as error:
             self._fail(str(error))
-            return
-        if self._engine is None:
-            self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
 
     def _loaded(self, plan: bytes) -> Engine | None:
         """None where the engine does not load: it is then built anew."""
@@ -198,7 +204,7 @@ class TrtPredictor:
 
     def _key_of_this_device(self) -> EngineKey:
         return EngineKey(
-            artefact=files.sha256(self._path.read_bytes()),
+            artefact=self._artefact,
             tensorrt=self._trt.__version__,
             cuda=self._cuda.version,
             l4t=_first_line(_L4T),
@@ -207,6 +213,7 @@ class TrtPredictor:
             machine=files.sha256(_first_line(_MACHINE).encode())[:16],
             precision=self._standby.precision,
             shape=(1, 3, *self.spec.input_size),
+            policy=POLICY,
         )
 
 

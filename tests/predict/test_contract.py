@@ -31,7 +31,7 @@ OBJECTS = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "config": "IBuilderConfig",
-    "cache": "ITimingCache",
+    "measured": "ITimingCache",
     "_runtime": "Runtime",
     "_cuda_engine": "ICudaEngine",
     "_context": "IExecutionContext",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from agrikd import files
 from agrikd.errors import DeviceError
 from agrikd.predict import _build, open_predictor, trt
 from agrikd.predict._cudart import Cuda
@@ -21,7 +24,7 @@ from agrikd.predict.trt import TrtPredictor
 
 Image = NDArray[np.uint8]
 SECONDS = 60.0
-KEY = EngineKey("a", "10.3.0", "12.6", "R36", "Orin", "8.7", "m", "fp32", (1, 3, 32, 32))
+KEY = EngineKey("a", "10.3.0", "12.6", "R36", "Orin", "8.7", "m", "fp32", (1, 3, 32, 32), 1)
 
 
 def same(one: Any, other: Any) -> None:
@@ -40,11 +43,11 @@ def test_build_cache_load_run_parity(device: Any, model: Path, photos: list[Imag
     assert predictor.spec == reference.spec and predictor.parameters == 1000
     predictor.close()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert sorted(path.suffix for path in stamps) == [".engine", ".json", ".timing"]
+    assert sorted(path.suffix for path in stamps) == [".engine", ".lock", ".timing"]
     again = TrtPredictor(model, tmp_path)
     assert again.backend == "tensorrt 10.3.0", "it is loaded at once"
     same(again(photos), reference(photos))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    assert again.built is None and set(tmp_path.iterdir()) == set(stamps)
     again.close()
 
 
@@ -60,8 +63,7 @@ def test_answers_do_not_share_memory(device: Any, model: Path, photos: list[Imag
 
 def test_each_part_of_the_key_matters(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    cache.path(KEY).write_bytes(b"plan")
-    cache.keep(KEY)
+    cache.keep(KEY, b"plan")
     assert cache.find(KEY) == b"plan"
     changed = 0
     for field in dataclasses.fields(EngineKey):
@@ -73,7 +75,7 @@ def test_each_part_of_the_key_matters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "files"),
+    ("variables", "texts"),
     [
         ({"AGRIKD_FAKE_SM": "7.2"}, {}),
         ({}, {"_L4T": "R39"}),
@@ -88,13 +90,13 @@ def test_another_device_builds_anew(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
-    files: dict[str, str],
+    texts: dict[str, str],
 ) -> None:
     first = TrtPredictor(model, tmp_path / "cache")
     assert first.wait(SECONDS)
     first.close()
     device.set(**variables)
-    for name, text in files.items():
+    for name, text in texts.items():
         (tmp_path / name).write_text(text)
         monkeypatch.setattr(trt, name, tmp_path / name)
     second = TrtPredictor(model, tmp_path / "cache")
@@ -114,14 +116,14 @@ def test_another_release_builds_anew(device: Any, model: Path, tmp_path: Path) -
         assert len(list(tmp_path.glob("*.engine"))) == number
 
 
-def test_only_the_newest_engines_are_kept(tmp_path: Path) -> None:
+def test_engines_that_are_used_are_kept(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    for number in range(6):
-        key = dataclasses.replace(KEY, artefact=str(number))
-        cache.path(key).write_bytes(b"plan")
-        cache.keep(key)
-    assert len(list(tmp_path.glob("*.engine"))) == len(list(tmp_path.glob("*.json"))) == 4
-    assert cache.find(key) == b"plan"
+    keys = [dataclasses.replace(KEY, artefact=str(number)) for number in range(6)]
+    for number, key in enumerate(keys):
+        cache.keep(key, b"plan")
+        os.utime(cache.path(key), (number, number))
+        cache.find(keys[0])
+    assert [cache.find(key) is not None for key in keys] == [True, False, False, True, True, True]
 
 
 def test_a_damaged_engine_is_built_anew(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
@@ -144,9 +146,7 @@ def test_an_engine_that_does_not_load_is_built_anew(
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
     predictor.close()
-    (engine,) = tmp_path.glob("*.engine")
-    engine.write_bytes(b'{"tensorrt": "9.9.9"}\n')
-    EngineCache(tmp_path).keep(predictor._key)
+    EngineCache(tmp_path).keep(predictor._key, b'{"tensorrt": "9.9.9"}\n')
     again = TrtPredictor(model, tmp_path)
     assert "it is built anew" in " ".join(capsys.readouterr().err.split())
     assert again.wait(SECONDS) and again.backend == "tensorrt 10.3.0"
@@ -160,6 +160,7 @@ FAILURES = {
     "child hangs": ({"hangs": 600}, {"seconds": 1.0}, "took longer than 1 s"),
     "child hoards": ({"memory_mib": 400, "hangs": 600}, {"memory_mib": 300.0}, "more than 300"),
     "load gives none": ({"load_none": True}, {}, "does not load the engine"),
+    "no runtime": ({"no_runtime": True}, {}, "TensorRT does not start: pybind11"),
 }
 
 
@@ -176,7 +177,7 @@ def test_whatever_fails_onnx_runtime_answers_and_says_so(
     same(predictor(photos), reference(photos))
     assert predictor.backend.startswith("onnxruntime (no engine: ") and why in predictor.backend
     assert "ONNX Runtime answers on the CPU" in " ".join(capsys.readouterr().err.split())
-    assert not list(tmp_path.glob("*.engine")), "nothing half-built is left"
+    assert name == "no runtime" or not list(tmp_path.glob("*.engine")), "nothing half-built is left"
     predictor.close()
 
 
@@ -204,7 +205,7 @@ def test_a_machine_without_cuda(device: Any, model: Path, photos: list[Image], t
 
 def test_a_file_is_opened_by_what_there_is(device: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = open_predictor(model)
-    assert isinstance(found, TrtPredictor)
+    assert isinstance(found, TrtPredictor) and found.backend == "tensorrt 10.3.0", "it has waited"
     found.close()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert isinstance(open_predictor(model), OrtPredictor)
@@ -213,19 +214,56 @@ def test_a_file_is_opened_by_what_there_is(device: Any, model: Path, monkeypatch
 def test_a_stopped_build_leaves_nothing(device: Any, model: Path, tmp_path: Path) -> None:
     device.fails(hangs=600)
     cache = EngineCache(tmp_path)
-    build = Build(model, KEY, cache, Limits())
+    build = Build(model, key_of(model), cache, Limits())
     build.stop()
-    assert build.done.wait(SECONDS) and build.why is not None
+    assert build.done.wait(SECONDS) and build.why == "the build was stopped"
     assert not list(tmp_path.glob("*.engine"))
 
 
 def test_progress_is_said_and_measurements_are_kept(device: Any, model: Path, tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
     for times in (1, 2):
-        build = Build(model, KEY, cache, Limits())
+        key = dataclasses.replace(key_of(model), precision=("fp32", "fp16")[times - 1])
+        build = Build(model, key, cache, Limits())
         assert build.done.wait(SECONDS) and build.why is None and build.progress == 1.0
-        assert cache.timing(KEY).read_bytes() == b"+" * times, "the second build begins with the first one's"
-    assert json.loads((cache.find(KEY) or b"").partition(b"\n")[0])["flags"] == []
+        assert cache.timing(key).read_bytes() == b"+" * times, "the second build begins with the first one's"
+    assert json.loads((cache.find(key_of(model)) or b"").partition(b"\n")[0])["flags"] == []
+
+
+def test_a_damaged_timing_cache_is_done_without(device: Any, model: Path, tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    cache.timing(key_of(model)).write_bytes(b"damaged")
+    build = Build(model, key_of(model), cache, Limits())
+    assert build.done.wait(SECONDS) and build.why is None and cache.find(key_of(model)) is not None
+    assert cache.timing(key_of(model)).read_bytes() == b"+"
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_built(device: Any, model: Path, tmp_path: Path) -> None:
+    other = dataclasses.replace(key_of(model), artefact="0" * 64)
+    build = Build(model, other, EngineCache(tmp_path), Limits())
+    assert build.done.wait(SECONDS) and "was replaced while its engine was to be built" in str(build.why)
+    assert not list(tmp_path.glob("*.engine"))
+
+
+def test_two_processes_build_one_engine(device: Any, model: Path, tmp_path: Path) -> None:
+    device.fails(hangs=1)
+    cache, key = EngineCache(tmp_path), key_of(model)
+    builds = [Build(model, key, cache, Limits()) for _ in range(2)]
+    assert all(build.done.wait(SECONDS) and build.why is None for build in builds)
+    assert cache.timing(key).read_bytes() == b"+", "the second found what the first had built"
+
+
+def test_an_engine_is_kept_though_nobody_listens_any_more(device: Any, model: Path, tmp_path: Path) -> None:
+    asked = {"onnx": str(model), "key": dataclasses.asdict(key_of(model)), "folder": str(tmp_path), "seconds": 60}
+    command = [sys.executable, "-m", "agrikd.predict._build", json.dumps(asked)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.close()
+    assert child.returncode == 0 and EngineCache(tmp_path).find(key_of(model)) is not None
+
+
+def key_of(model: Path) -> EngineKey:
+    return dataclasses.replace(KEY, artefact=files.sha256(model.read_bytes()))
 
 
 @pytest.mark.parametrize(

@@ -98,10 +98,15 @@ class IBuilderConfig:
     def set_flag(self, flag: Any) -> None:
         self.flags.append(BuilderFlag(flag))
 
+    def clear_flag(self, flag: Any) -> None:
+        BuilderFlag(flag)
+
     def create_timing_cache(self, data: bytes) -> ITimingCache:
         return ITimingCache(data)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if cache.data.startswith(b"damaged"):
+            return False
         self.cache = cache
         return True
 
@@ -142,6 +147,8 @@ class Builder:
 
 class Runtime:
     def __init__(self, logger: Logger) -> None:
+        if _ASKED.get("no_runtime"):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self.logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
