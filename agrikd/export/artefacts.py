@@ -59,6 +59,8 @@ def export(folder: Path, precision: Precision, count: int, out: Path | None = No
         found = _write(folder, precision, path, count)
         releases = _readable(path, precision)
     except ParityError as error:
+        if out is None:
+            path.unlink(missing_ok=True)  # of earlier weights
         _record(folder, Artefact(precision, None, 0, "", (), str(error).partition("\n    →")[0], "dropped"))
         raise
     digest = files.sha256(path.read_bytes())
@@ -89,7 +91,7 @@ def _write(folder: Path, precision: Precision, path: Path, count: int) -> str:
     rows = manifest.indices(split, labelled=True)
     truth = evaluate.truth_of(manifest, rows, source.spec, split)
     judged = int8.Labelled([manifest.photo(row) for row in rows], truth)
-    return str(int8.export(reference, path, _spread(manifest), judged, precision))
+    return str(int8.export(reference, path, source.spec, _spread(manifest), judged, precision))
 
 
 def photos(manifest: Manifest, count: int) -> list[Image]:

@@ -1,5 +1,8 @@
 """`export fp16`: one typed graph for every TensorRT, FP32 in and out, with half the bytes.
 
+From 10.12 on TensorRT keeps to the graph's types. Before, it is only allowed to use half precision where it is faster,
+and may use it for what the graph keeps in FP32, too: there the parity on the board has the last word.
+
 What loses by half precision stays in FP32: the net's door (a pixel is not a multiple of 2⁻¹¹), layer norms, softmax
 and the attention logits before it. Networks that overflow do so on real photos, so the largest activation is looked
 for there, and must leave room up to half precision's largest number.
@@ -74,10 +77,19 @@ def in_half(model: ModelProto, kept: Iterable[str]) -> ModelProto:
     """
     import onnx
 
+    lift_constants(model.graph)
     typed = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     _Halving(typed.graph, set(kept)).rewrite()
     onnx.checker.check_model(typed, full_check=True)
     return typed
+
+
+def lift_constants(graph: GraphProto) -> None:
+    """Make initializers of Constant nodes: a weight is what it is, whoever reads it."""
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        graph.initializer.add().CopyFrom(node.attribute[0].t)
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
 
 
 class _Halving:
@@ -260,11 +272,9 @@ def require_room(graph: GraphProto, kept: Iterable[str], found: Mapping[str, flo
         if tensor.name in read and tensor.data_type == onnx.TensorProto.FLOAT:
             top = float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
             large += [f"the weight {tensor.name} reaches {top:.3g}"] if top > most else []
+    halved = read | {name for node in nodes for name in node.output}  # what FP32 nodes give to others is halved too
     large += [
-        f"the activation {name} of {node.op_type} reaches {found[name]:.3g}"
-        for node in nodes
-        for name in node.output
-        if found.get(name, 0.0) > most
+        f"the activation {name} reaches {top:.3g}" for name, top in found.items() if name in halved and top > most
     ]
     if large:
         said = "\n  ".join([*large[:8], *([f"… and {len(large) - 8} more"] if len(large) > 8 else [])])

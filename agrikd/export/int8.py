@@ -45,6 +45,8 @@ _OPTIONS = {
     "AddQDQPairToWeight": True,
     "DedicatedQDQPair": True,
 }
+FEWEST = 100
+"""Where none of n photos is answered otherwise, up to 3 / n of others may be (95 %, the rule of three)."""
 _LEAST_SCALE = np.float32(np.finfo(np.float16).tiny)
 """Half precision's smallest normal number: below, a scale loses its bits, and in the end is 0."""
 MAY_LOSE = 0.03
@@ -70,12 +72,14 @@ class Loss:
 
     @property
     def passed(self) -> bool:
-        return -self.difference.low <= self.allowed
+        return self.images >= FEWEST and -self.difference.low <= self.allowed
 
     def __str__(self) -> str:
         size, unit = (100, "points of macro-F1") if self.unit is None else (1, f"{self.unit} of mean error")
         lost, most = (-size * value + 0.0 for value in (self.difference.mean, self.difference.low))
-        return f"{self.images} photos: {lost:.2f} {unit} lost, at most {most:.2f} ({size * self.allowed:.2f} allowed)"
+        few = f"; {FEWEST} photos are needed" if self.images < FEWEST else ""
+        allowed = f"{size * self.allowed:.2f} allowed"
+        return f"{self.images} photos: {lost:.2f} {unit} lost, at most {most:.2f} ({allowed}){few}"
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,24 @@ class Labelled:
 
 
 def export(
-    reference: Path, path: Path, calibration: Sequence[Image], judged: Labelled, precision: EightBits = "int8"
+    reference: Path,
+    path: Path,
+    spec: ModelSpec,
+    calibration: Sequence[Image],
+    judged: Labelled,
+    precision: EightBits = "int8",
 ) -> Loss:
     """Write the FP32 graph `reference` in eight bits to `path`, its ranges measured on `calibration`.
 
-    Raises `ParityError`, and writes nothing, where the loss on `judged` may be larger than `MAY_LOSE`.
+    spec: what the file is to say of itself. Raises `ParityError`, and writes nothing, where the loss on `judged` may be
+    larger than `MAY_LOSE`, or these are fewer than `FEWEST`.
     """
     before = OrtPredictor(reference)
     with files.replacing(path) as temporary:
-        quantise(reference, temporary, before.spec, calibration)
+        quantise(reference, temporary, spec, calibration)
         if precision == "int8f16":
             widen(temporary)
-        describe(temporary, before.spec, before.parameters, precision)
+        describe(temporary, spec, before.parameters, precision)
         found = loss(before, OrtPredictor(temporary), judged)
         if not found.passed:
             mend = "use FP16, which is a Jetson's default and often as fast"

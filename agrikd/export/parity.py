@@ -13,7 +13,7 @@ from agrikd.errors import ParityError
 from agrikd.predict._base import Predictor
 from agrikd.types import Image, Prediction
 
-_MAY_FLIP, _MUST_BE_CLEAR = 0.005, 0.95
+_MAY_FLIP, _MUST_BE_CLEAR, _MAY_MOVE = 0.005, 0.95, 0.05
 TOLERANCE = 1e-3
 """Largest difference of a logit in FP32: float32 sums in another order stay well below it."""
 
@@ -39,7 +39,7 @@ class Parity:
         return self.max_logit <= self.tolerance and self.flipped == 0
 
     def __str__(self) -> str:
-        logit = f"largest difference of a logit {self.max_logit:.2g} (allowed {self.tolerance:g})"
+        logit = f"largest difference of a logit {self.max_logit:.2g}"
         flipped = f"{self.flipped} of {self.clear} clear answers flipped"
         return f"{self.images} images: {logit}, of a probability {self.max_probability:.2g}; {flipped}"
 
@@ -76,9 +76,14 @@ def require(parity: Parity, what: str) -> None:
 
 
 def require_same_answers(parity: Parity, what: str) -> None:
-    """Raise `ParityError` unless 99.5 % of the clear answers are the same, and 95 % of the images are clear."""
+    """Raise `ParityError` unless 99.5 % of the clear answers are the same, 95 % of the images are clear, and no
+    probability moves by more than 0.05, which the thresholds of a calibration would notice."""
     if parity.flipped > _MAY_FLIP * parity.clear:
         raise ParityError(f"{what} gives other answers than its source; nothing was written\n  {parity}")
+    if parity.max_probability > _MAY_MOVE:
+        raise ParityError(
+            f"{what} moves a probability by {parity.max_probability:.2g}; nothing was written\n  {parity}"
+        )
     if parity.clear < _MUST_BE_CLEAR * parity.images:
         said = f"{parity.images - parity.clear} of {parity.images} images have no clear answer to compare"
         raise ParityError(f"{what} cannot be judged: {said}; nothing was written\n    → train longer, or give others")

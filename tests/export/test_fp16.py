@@ -145,6 +145,25 @@ def test_a_planted_activation_of_70000_is_refused(tmp_path: Path, photos: list[P
     assert not (tmp_path / "half.onnx").exists()
 
 
+def test_what_an_fp32_node_gives_to_a_half_one_needs_room_too() -> None:
+    nodes = [helper.make_node("Mul", ["image", "image"], ["a"], "kept"), helper.make_node("Relu", ["a"], ["out"], "r")]
+    with pytest.raises(ParityError, match="the activation a reaches 2e"):
+        fp16.require_room(small(*nodes).graph, ["kept"], {"a": 20_000.0, "out": 1.0})
+    fp16.require_room(small(*nodes).graph, ["kept", "r"], {"a": 20_000.0, "out": 1.0})
+
+
+def test_a_constant_of_an_fp32_node_is_not_rounded() -> None:
+    tiny = numpy_helper.from_array(np.float32(1e-12), "value")
+    nodes = [
+        helper.make_node("Constant", [], ["e"], "constant", value=tiny),
+        helper.make_node("Add", ["image", "e"], ["a"], "kept"),
+        helper.make_node("Relu", ["a"], ["out"], "r"),
+    ]
+    half = fp16.in_half(small(*nodes), ["kept"])
+    (constant,) = half.graph.initializer
+    assert constant.data_type == TensorProto.FLOAT and numpy_helper.to_array(constant) == np.float32(1e-12)
+
+
 def test_an_export_in_half(
     tiny: Callable[..., dict[str, Any]], tmp_path: Path, photos: list[Photo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
