@@ -134,7 +134,7 @@ def in_ranges(manifest: Manifest) -> Manifest:
     plain = [row.target is not None and row.target != NOT_A_PLANT for row in manifest.rows]
     values = np.array([float(str(row.target)) for row, known in zip(manifest.rows, plain, strict=True) if known])
     ends = np.unique(np.quantile(values, np.linspace(0, 1, _RANGES + 1)))
-    names = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(ends)]
+    names = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(ends)]
     place = iter(np.clip(np.searchsorted(ends, values, "right") - 1, 0, len(names) - 1).tolist())
     rows = (replace(row, target=names[next(place)]) if k else row for row, k in zip(manifest.rows, plain, strict=True))
     return replace(manifest, rows=tuple(rows))
