@@ -1,8 +1,8 @@
 """Builds a TensorRT engine, in a process of its own: python -m agrikd.predict._build JSON.
 
 A build may need more memory than a small Jetson has, and the system then kills who asked for it: this process, not the
-one that answers. It says on stdout, a line of JSON each, how far it is ({"progress": …}) and why it failed
-({"error": …}); a finished engine and the timing cache are written whole.
+one that answers. It says on stdout, a line of JSON each, how far it is ({"progress": …}), why it failed
+({"error": …}) and what memory it took ({"peak_mib": …}); a finished engine and the timing cache are written whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from agrikd import files
 from agrikd.errors import StorageError
-from agrikd.predict._engines import EngineCache, EngineKey
+from agrikd.predict._engines import EngineCache, EngineKey, peak_mib
 
 POLICY = 2
 """Changes with whatever below changes the engine that is built; it is part of the engines' key."""
@@ -128,6 +128,8 @@ def main(asked: dict[str, Any]) -> int:
         except (ValueError, OSError, StorageError) as error:
             say(error=str(error))
             return 1
+        finally:
+            say(peak_mib=peak_mib())  # a short build ends between two looks of who watches it
     return 0
 
 

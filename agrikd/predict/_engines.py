@@ -155,13 +155,14 @@ class Build:
         try:
             said = json.loads(line)
             self.progress, self.why = said.get("progress", self.progress), said.get("error", self.why)
+            self.peak_mib = max(self.peak_mib, said.get("peak_mib", 0.0))
         except (ValueError, AttributeError):
             self._words.append(line.strip())
 
     def _watch(self) -> None:
         """Kill what takes too long or too much; the words are set first, so that they are there when it is dead."""
         while not self.done.wait(0.2):
-            used = _memory_mib(self._child.pid)
+            used = peak_mib(self._child.pid)
             self.peak_mib = max(self.peak_mib, used)
             if self.seconds > self._limits.seconds:
                 self.why = f"the build took longer than {self._limits.seconds:g} s"
@@ -181,10 +182,11 @@ class Build:
         self.done.set()
 
 
-def _memory_mib(pid: int) -> float:
+def peak_mib(pid: int | str = "self") -> float:
+    """The most memory a process has held at once; 0 where it is gone."""
     try:
         status = (_PROC / str(pid) / "status").read_text()
     except OSError:
         return 0.0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(found[0]) / 1024 if found else 0.0
