@@ -111,6 +111,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AGRIKD_CACHE") or default)
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a file; raises `InputError` if it is absent or unreadable."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(Problem(str(path), "there is no such file", "look at the name and its folder")) from None
+    except OSError as error:
+        mend = "it must be a file that you may read"
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})", mend)) from None
+
+
 def read_text(path: Path, mend: str = "") -> str:
     """A UTF-8 text file; raises `InputError` if it is absent, unreadable (`mend` is the way out) or not text."""
     try:
@@ -145,7 +156,12 @@ def sha256(data: bytes) -> str:
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form (sorted keys, no spaces): the same value, the same digest."""
-    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    return sha256(canonical(value))
+
+
+def canonical(value: Any) -> bytes:
+    """A JSON value's one form: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _umask() -> int:

@@ -12,8 +12,8 @@ from typing import get_args
 
 import numpy as np
 
+from agrikd import files
 from agrikd.errors import InputError, MissingExtraError, Problem
-from agrikd.files import storage_errors
 from agrikd.types import Fit, Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -60,7 +60,7 @@ def decode(data: bytes, where: str) -> Image:
 
 def read(path: Path) -> Image:
     """`decode` the file at `path`."""
-    return decode(read_bytes(path), str(path))
+    return decode(files.read_bytes(path), str(path))
 
 
 def read_all(paths: Sequence[Path]) -> list[Image]:
@@ -77,16 +77,6 @@ def read_all(paths: Sequence[Path]) -> list[Image]:
     return images
 
 
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(Problem(str(path), "there is no such file", "look at the name and its folder")) from None
-    except OSError as error:
-        mend = "it must be a file that you may read"
-        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})", mend)) from None
-
-
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:
     """JPEG bytes of an RGB image; quality 0 to 100."""
     cv2 = opencv()
@@ -95,8 +85,16 @@ def encode_jpeg(image: Image, quality: int = 90) -> bytes:
     return bytes(data)
 
 
+def encode_png(image: Image) -> bytes:
+    """PNG bytes of an RGB image: the pixels come back as they are."""
+    cv2 = opencv()
+    done, data = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    assert done, "OpenCV could not encode a uint8 RGB image"
+    return bytes(data)
+
+
 def write_jpeg(path: Path, image: Image, quality: int = 90) -> None:
-    with storage_errors(path):
+    with files.storage_errors(path):
         path.write_bytes(encode_jpeg(image, quality))
 
 

@@ -137,3 +137,14 @@ def taught(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPat
     raw = tiny(teachers=[{"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 64}])
     raw["teach"] = {"stages": ["probe"], "probe_views": 4}
     return teach(parse(raw, "tiny"), folder).folder
+
+
+@pytest.fixture(scope="session")
+def colours(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained until it tells the tiny photos' three colours apart."""
+    from agrikd import train
+    from agrikd.recipe import parse
+
+    raw = tiny(student={"timm": "test_efficientnet", "input_size": 32})
+    raw["optim"] = {"steps": 120, "batch": 8, "lr": 5e-3, "checkpoint_every": 60}
+    return train.fit(parse(raw, "test"), tmp_path_factory.mktemp("colours") / "run").folder

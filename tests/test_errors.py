@@ -17,6 +17,8 @@ ALL = [
     errors.TrainingError("stopped"),
     errors.StorageError("full"),
     errors.DeviceError("no libcudart.so"),
+    errors.TrustError("unsigned"),
+    errors.RolledBackError("too slow"),
 ]
 
 
@@ -28,7 +30,7 @@ def test_an_error_survives_the_way_between_processes(error: AgriKDError) -> None
 
 def test_each_error_has_an_exit_code_of_its_own() -> None:
     codes = {type(error).exit_code for error in ALL}
-    assert len(ALL) == len(codes) == len(AgriKDError.__subclasses__()) == 7
+    assert len(ALL) == len(codes) == len(AgriKDError.__subclasses__()) == 9
 
 
 def test_many_problems_are_cut_to_a_screen() -> None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from agrikd import __version__, console, files, ranks
-from agrikd.cli import data, doctor, lab, models
+from agrikd.cli import data, doctor, lab, models, ship
 from agrikd.errors import AgriKDError, InputError, Problem
 
 INTERRUPTED = 130
@@ -60,7 +60,7 @@ def _root(
         raise InputError(Problem("torchrun", wrong, f"start it alone: agrikd {verb} …"))
 
 
-for group in (doctor, data, lab, models):
+for group in (doctor, data, lab, models, ship):
     group.register(app)
 
 

@@ -177,10 +177,10 @@ def _write(
             rows.append(_put(folder, replace(row, path=name), spoil(source.photo(i), rng)))
             truth["files"][name] = kind
         else:
-            rows.append(_put(folder, row, image.read_bytes(source.file(i))))
+            rows.append(_put(folder, row, files.read_bytes(source.file(i))))
     for i, how, into_test in chosen.copies:
         exact = how == "exact"
-        data = image.read_bytes(source.file(i)) if exact else _change(source.photo(i), how, rng)
+        data = files.read_bytes(source.file(i)) if exact else _change(source.photo(i), how, rng)
         suffix = PurePosixPath(rows[i].path).suffix if exact else ".jpg"
         copy = replace(rows[i], path=_free(PurePosixPath(f"more/{rng.integers(10**6):06d}{suffix}"), taken))
         rows.append(_put(folder, replace(copy, split="test", group="") if into_test else copy, data))

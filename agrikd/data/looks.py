@@ -153,7 +153,7 @@ def look(root: Path, path: str) -> tuple[Look, Image]:
     """Read, hash and decode one photo. Never raises for what is wrong with the photo: that is in the look."""
     small = np.zeros((SIDE, SIDE, 3), np.uint8)
     try:
-        data = image.read_bytes(root / path)
+        data = files.read_bytes(root / path)
     except InputError:
         return Look(path, defects=("missing",)), small
     sha256 = files.sha256(data)

@@ -81,7 +81,7 @@ class Manifest:
     def photo(self, index: int) -> Image:
         """The row's photo; raises `InputError` where it cannot be read, or is not the one the manifest was made of."""
         path, row = self.file(index), self.rows[index]
-        data = image.read_bytes(path)
+        data = files.read_bytes(path)
         if row.sha256 and files.sha256(data) != row.sha256:
             mend = "if the change is meant, make the manifest again with: agrikd init"
             raise InputError(Problem(str(path), "has changed since the manifest was made (sha256)", mend))

@@ -291,7 +291,7 @@ def _require_photos(found: _Found) -> None:
 def _hash(found: _Found, progress: Progress | None) -> None:
     for at, row in enumerate(found.rows):
         try:
-            data = image.read_bytes(found.root / row.path)
+            data = files.read_bytes(found.root / row.path)
         except InputError as error:
             found.problems += error.problems
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import image
+from agrikd import files, image
 from agrikd.errors import InputError, MissingExtraError, Problem
 from agrikd.predict.decode import decode
 from agrikd.types import Image, ModelSpec, Prediction
@@ -31,7 +31,7 @@ class OrtPredictor:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        data, mend = image.read_bytes(path), "export the Run again: agrikd export onnx RUN"
+        data, mend = files.read_bytes(path), "export the Run again: agrikd export onnx RUN"
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             said = self._session.get_modelmeta().custom_metadata_map

@@ -1,0 +1,141 @@
+"""The verbs between the lab and a device: keys, bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agrikd import console
+from agrikd.cli._options import AsJson, RunFolder, show
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs."""
+    keys = typer.Typer(no_args_is_help=True, help="Make the keys that sign bundles, and say whose signature counts.")
+    keys.command("new")(keys_new)
+    keys.command("rotate")(keys_rotate)
+    app.add_typer(keys, name="keys")
+    bundle = typer.Typer(no_args_is_help=True, help="Pack a Run into one signed file for devices.")
+    bundle.command("pack")(bundle_pack)
+    bundle.command("show")(bundle_show)
+    bundle.command("verify")(bundle_verify)
+    app.add_typer(bundle, name="bundle")
+
+
+KeyFiles = Annotated[list[Path], typer.Option("--key", help="A signing key; may be given twice.", show_default=False)]
+BundleFile = Annotated[Path, typer.Argument(help="A bundle (.akb).", show_default=False)]
+
+
+def keys_new(
+    path: Annotated[Path, typer.Argument(help="The key to make; PATH.pub is made beside it.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option(help="Also make a root of trust with this key alone, for new devices.")
+    ] = None,
+    locked: Annotated[
+        bool, typer.Option(help="Ask for a passphrase; later it is read from $AGRIKD_PASSPHRASE.")
+    ] = False,
+) -> None:
+    """Make a signing key (Ed25519), and the root of trust that devices are set up with.
+
+    Example: agrikd keys new keys/season.key --root keys/root-1.json
+    """
+    from agrikd import files, trust
+    from agrikd.dsse import Key
+    from agrikd.errors import InputError, Problem
+
+    if root and root.exists():
+        raise InputError(Problem(str(root), "exists", "choose another name, or: agrikd keys rotate"))
+    passphrase = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if locked else ""
+    key = Key.new(path, passphrase)
+    console.say(f"key {key.id}: {path} (keep it secret), {path}.pub")
+    if root:
+        files.write_bytes(root, trust.first([key]).to_bytes())
+        console.say(f"root 1: {root}")
+
+
+def keys_rotate(
+    root: Annotated[Path, typer.Argument(help="The root of trust in force.", show_default=False)],
+    key: KeyFiles,
+    out: Annotated[Path, typer.Option(help="The next root.", show_default=False)],
+    add: Annotated[list[Path] | None, typer.Option(help="A .pub file whose key counts from now on.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="The id of a key that no longer counts.")] = None,
+    threshold: Annotated[int, typer.Option(min=1, help="How many keys must sign a thing.")] = 1,
+) -> None:
+    """Make the next root of trust, signed by enough keys of the old and of the new one.
+
+    Example: agrikd keys rotate root-1.json --key old.key --key new.key --add new.key.pub --out root-2.json
+    """
+    from agrikd import dsse, files, trust
+
+    old = trust.Root.read(root)
+    signers, added = [dsse.Key.read(path) for path in key], [dsse.read_public(path) for path in add or ()]
+    made = trust.rotate(old, signers, added, remove or (), threshold)
+    files.write_bytes(out, made.to_bytes())
+    console.say(f"root {old.version + 1}: {out}; each device takes it with the next flash that names it")
+
+
+def bundle_pack(
+    run: RunFolder,
+    key: KeyFiles,
+    out: Annotated[Path, typer.Option(help="The bundle, as in coffee.akb.", show_default=False)],
+    name: Annotated[str, typer.Option(help="(default: the recipe's)", show_default=False)] = "",
+    version: Annotated[str, typer.Option(help="For people (default: today).", show_default=False)] = "",
+    seq: Annotated[
+        int | None, typer.Option(min=0, help="Larger than any before of this name (default: the time in seconds).")
+    ] = None,
+    compatible: Annotated[
+        list[str] | None, typer.Option(help="A pattern of devices, as in 'aarch64-jetpack6*' (default: all).")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="YAML with the classes' words by language.")] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option(min=0, help="A device that needs longer a frame rolls back.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="A date after which devices warn.")] = None,
+) -> None:
+    """Pack what was exported of a Run, with probe photos and their answers, and sign it.
+
+    Example: agrikd bundle pack runs/coffee --key keys/season.key --out coffee.akb
+    """
+    from agrikd import pack
+    from agrikd.dsse import Key
+
+    options = pack.Options(name, version, seq, tuple(compatible or ("*",)), labels, budget_ms, expires)
+    made = pack.pack(run, out, [Key.read(path) for path in key], options)
+    console.say(f"{out}: {made.name} {made.version}, seq {made.seq}, {made.size_bytes / 1e6:.2f} MB")
+
+
+def bundle_show(path: BundleFile, as_json: AsJson = False) -> None:
+    """Say what a bundle holds, without asking who signed it.
+
+    Example: agrikd bundle show coffee.akb
+    """
+    import json
+
+    from agrikd.bundle import Bundle
+    from agrikd.dsse import Envelope
+
+    with Bundle(path) as bundle:
+        made, envelope = bundle.release, Envelope.from_bytes(bundle.envelope, str(path))
+    title = (
+        f"{made.name} {made.version}, seq {made.seq}, signed by {', '.join(name for name, _ in envelope.signatures)}"
+    )
+    rows = [(one.name, f"{one.size_bytes:,}", one.sha256[:16]) for one in made.files]
+    show(as_json, json.loads(made.payload()), title, ("file", "bytes", "SHA-256"), rows)
+
+
+def bundle_verify(
+    path: BundleFile,
+    root: Annotated[Path, typer.Option(help="The root of trust of the devices.", show_default=False)],
+) -> None:
+    """Hold every byte of a bundle against its signature; exit code 9 where that is of a key that does not count.
+
+    Example: agrikd bundle verify coffee.akb --root keys/root-1.json
+    """
+    from agrikd.bundle import Bundle
+    from agrikd.trust import Root
+
+    with Bundle(path) as bundle:
+        bundle.verify(Root.read(root))
+        console.say(f"{path}: whole, and signed by whom root {root} trusts")

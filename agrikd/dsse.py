@@ -1,0 +1,167 @@
+"""Signed envelopes: DSSE (Dead Simple Signing Envelope, secure-systems-lab/dsse, protocol v1) with Ed25519 (RFC 8032).
+
+What is signed is the kind of the payload together with its bytes, so that one can't be passed off as another.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agrikd import files
+from agrikd.errors import InputError, MissingExtraError, Problem
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+PASSPHRASE = "AGRIKD_PASSPHRASE"
+"""The environment variable with the passphrase of an encrypted signing key."""
+_PUBLIC_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """kind: the payload's media type. signatures: (key id, 64 bytes) each; a key id is a hint, nothing more."""
+
+    kind: str
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def to_bytes(self) -> bytes:
+        signatures = [{"keyid": name, "sig": _b64(signature)} for name, signature in self.signatures]
+        return files.canonical({"payload": _b64(self.payload), "payloadType": self.kind, "signatures": signatures})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Envelope:
+        """Raises `InputError` naming `where` if the bytes are no envelope."""
+        try:
+            said: dict[str, Any] = json.loads(data)
+            signatures = tuple((str(one["keyid"]), _bytes(one["sig"])) for one in said["signatures"])
+            return cls(str(said["payloadType"]), _bytes(said["payload"]), signatures)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            wrong = f"is no signed envelope ({type(error).__name__}: {error})"
+            raise InputError(Problem(where, wrong, "copy it again from where it was made")) from None
+
+    def signers(self, keys: dict[str, bytes]) -> frozenset[str]:
+        """The ids of those `keys` (id: 32 bytes) whose signature holds."""
+        held = ((name, signature) for name, signature in self.signatures if name in keys)
+        return frozenset(name for name, signature in held if _holds(keys[name], signature, self._signed()))
+
+    def _signed(self) -> bytes:
+        """PAE(type, body) of DSSE's protocol, section "Signature Definition"."""
+        kind = self.kind.encode()
+        return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(self.payload), self.payload)
+
+
+class Key:
+    """A signing key. id: the first 16 hexadecimal digits of its public part's SHA-256. public: 32 bytes."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self.public = private.public_key().public_bytes_raw()
+        self.id = key_id(self.public)
+
+    @classmethod
+    def new(cls, path: Path, passphrase: str = "") -> Key:
+        """Make a key: `path` (PEM, PKCS 8, for its owner's eyes alone) and `path`.pub. An existing file stays."""
+        ed25519, serialization = _cryptography()
+        for one in (path, public_path(path)):
+            if one.exists():
+                raise InputError(Problem(str(one), "exists", "a key is never overwritten: choose another name"))
+        made = cls(ed25519.Ed25519PrivateKey.generate())
+        locked = serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else None
+        pem = made._private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            locked or serialization.NoEncryption(),
+        )
+        with files.storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as out:
+                out.write(pem)
+                os.fsync(out.fileno())
+        files.write_text(public_path(path), _b64(made.public) + "\n")
+        return made
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        """The key at `path`; its passphrase, where it has one, is in $AGRIKD_PASSPHRASE."""
+        ed25519, serialization = _cryptography()
+        passphrase = os.environ.get(PASSPHRASE, "").encode() or None
+        try:
+            found = serialization.load_pem_private_key(files.read_text(path).encode(), passphrase)
+        except TypeError:
+            wrong = "has no passphrase, but one is given" if passphrase else "is locked with a passphrase"
+            raise InputError(Problem(str(path), wrong, f"it is read from ${PASSPHRASE}")) from None
+        except ValueError as error:
+            raise InputError(Problem(str(path), f"is no signing key ({error})", "make one: agrikd keys new")) from None
+        if not isinstance(found, ed25519.Ed25519PrivateKey):
+            raise InputError(Problem(str(path), "is a key, but not Ed25519", "make one: agrikd keys new"))
+        return cls(found)
+
+    def sign(self, data: bytes) -> bytes:
+        return self._private.sign(data)
+
+
+def sign(kind: str, payload: bytes, keys: Iterable[Key]) -> Envelope:
+    """An envelope with a signature of each key."""
+    bare = Envelope(kind, payload, ())
+    return Envelope(kind, payload, tuple((key.id, key.sign(bare._signed())) for key in keys))
+
+
+def key_id(public: bytes) -> str:
+    return files.sha256(public)[:16]
+
+
+def public_path(path: Path) -> Path:
+    """Where the public half of the key at `path` stands."""
+    return path.with_name(path.name + ".pub")
+
+
+def read_public(path: Path) -> bytes:
+    """32 bytes from a .pub file."""
+    try:
+        found = _bytes(files.read_text(path).strip())
+    except ValueError:
+        found = b""
+    if len(found) != _PUBLIC_BYTES:
+        raise InputError(Problem(str(path), "is no public key", "expected the .pub file that agrikd keys new made"))
+    return found
+
+
+def _holds(public: bytes, signature: bytes, data: bytes) -> bool:
+    ed25519, _ = _cryptography()
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise MissingExtraError("cryptography", "edge") from None
+    return ed25519, serialization
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
