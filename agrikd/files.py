@@ -51,12 +51,11 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             temporary.chmod(0o666 & ~_umask())
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o777 & ~_umask())
             if not path.exists():
                 temporary.rename(path)
-                sync_folder(path.parent)
+                sync(path.parent)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
@@ -142,8 +141,9 @@ def read_json(path: Path) -> Any:
         raise InputError(Problem(f"{path}:{error.lineno}", f"is not valid JSON ({error.msg})", mend)) from None
 
 
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, would survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from agrikd import __version__, console, files, ranks
+from agrikd import __version__, ranks
 from agrikd.cli import data, doctor, lab, models, ship
-from agrikd.errors import AgriKDError, InputError, Problem
-
-INTERRUPTED = 130
-
-
-class _Group(TyperGroup):
-    """A user's mistake is a message and an exit code, never a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with files.storage_errors():
-                return super().invoke(ctx)
-        except AgriKDError as error:
-            console.complain(str(error))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            console.complain(
-                "interrupted; what was finished is kept\n    → the same command goes on (distill: --resume)"
-            )
-            raise typer.Exit(INTERRUPTED) from None
-
+from agrikd.command import Group
+from agrikd.errors import InputError, Problem
 
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -9,13 +9,14 @@ from agrikd.errors import InputError, Problem
 from agrikd.predict._base import Predictor
 
 
-def open_predictor(path: Path, threads: int = 1) -> Predictor:
+def open_predictor(path: Path, threads: int = 1, cache: Path | None = None) -> Predictor:
     """A Run folder (runs in torch) or an exported .onnx file (in TensorRT where it is installed, else ONNX Runtime).
 
+    cache: the folder of TensorRT's engines.
     Waits until TensorRT's engine is built or has failed, so that all answers come from one backend.
     """
     if path.suffix == ".onnx":
-        return _exported(path, threads)
+        return _exported(path, threads, cache)
     if path.is_dir():
         from agrikd.predict.torch import TorchPredictor
 
@@ -23,7 +24,7 @@ def open_predictor(path: Path, threads: int = 1) -> Predictor:
     raise InputError(Problem(str(path), "is no model", "expected a Run folder or an .onnx file"))
 
 
-def _exported(path: Path, threads: int) -> Predictor:
+def _exported(path: Path, threads: int, cache: Path | None) -> Predictor:
     try:
         importlib.import_module("tensorrt")
     except (ImportError, OSError):
@@ -32,6 +33,6 @@ def _exported(path: Path, threads: int) -> Predictor:
         return OrtPredictor(path, threads)
     from agrikd.predict.trt import TrtPredictor
 
-    predictor = TrtPredictor(path, threads=threads)
+    predictor = TrtPredictor(path, cache, threads=threads)
     predictor.wait()
     return predictor

@@ -1,0 +1,162 @@
+"""python -m agrikd.device VERB: what is run on a device."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agrikd import console, files
+from agrikd.bundle import Bundle
+from agrikd.command import Group
+from agrikd.device import installer, serve, support
+from agrikd.device.agent import Agent
+from agrikd.device.child import Limits
+from agrikd.device.store import PENDING, Store
+from agrikd.errors import DeviceError, RolledBackError
+from agrikd.wire import Patient, Wire
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="The device's side of agrikd: a model that serves, and the way to the next one.",
+)
+_SILENCE_S = 30.0
+
+
+def store(context: typer.Context) -> Store:
+    """The store of this invocation."""
+    found: Store = context.obj
+    return found
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--store", envvar="AGRIKD_STORE", help="The device's folder.")] = Path(
+        "/var/lib/agrikd"
+    ),
+) -> None:
+    with files.storage_errors(folder):
+        context.obj = Store(folder)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    memory_mib: Annotated[float, typer.Option(min=1, help="What a model may use.")] = Limits.memory_mib,
+    budget_ms: Annotated[float, typer.Option(min=0, help="What a frame may take.")] = Limits.budget_ms,
+    start_s: Annotated[float, typer.Option(min=1, help="What the building of an engine may take.")] = Limits.start_s,
+    answer_s: Annotated[float, typer.Option(min=1, help="What an answer to the probes may take.")] = Limits.answer_s,
+    trial_s: Annotated[float, typer.Option(min=1, help="What a trial may take.")] = Limits.trial_s,
+) -> None:
+    """The agent: keep the current release answering, and end what was begun."""
+    agent = Agent(store(context), Limits(start_s, answer_s, trial_s, memory_mib, budget_ms))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop.set())
+    agent.run()
+
+
+@app.command()
+def install(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A bundle (.akb), as on a stick.", show_default=False)],
+    allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="Take an older release too.")] = False,
+) -> None:
+    """Install a bundle from a file, and wait until it serves; exit code 10 where it was rolled back."""
+    held = store(context)
+    with Bundle(path) as bundle, held.locked():
+        release = installer.begin(held, bundle.envelope, local=allow_downgrade)
+        if release is None:
+            console.say(f"{bundle.release.name} {bundle.release.version} serves already")
+            return
+        for file, number in console.track(held.missing(release), "chunks"):
+            held.take(release, file, number, bundle.chunk(file, number))
+        installer.finish(held, release)
+    _wait(held)
+
+
+@app.command()
+def rollback(context: typer.Context) -> None:
+    """Go back to the release before this one, by the same trial; exit code 10 where that did not hold."""
+    held = store(context)
+    with held.locked():
+        installer.back_to_previous(held)
+    _wait(held)
+
+
+@app.command()
+def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what serves, what is under way, and why the last release was not kept."""
+    found = support.status(store(context))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        rows = [(name, "" if value is None else str(value)) for name, value in found.items()]
+        console.stdout.print(console.table(found["kind"], ("", ""), rows))
+
+
+@app.command()
+def gc(context: typer.Context) -> None:
+    """Remove releases that neither serve nor are kept for the way back."""
+    held = store(context)
+    with held.locked():
+        gone = held.collect()
+    console.say(f"{len(gone)} releases removed; {held.size_bytes / 1e6:.1f} MB left")
+
+
+@app.command()
+def trust(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A root of trust.", show_default=False)],
+) -> None:
+    """Take a root of trust: the first one as it is, the next ones if the one before has signed them."""
+    held = store(context)
+    with held.locked():
+        root = held.trust(files.read_bytes(path), str(path))
+    console.say(f"root {root.version}: {', '.join(root.keys)}")
+
+
+@app.command("serve")
+def serve_stdio(
+    context: typer.Context, stdio: Annotated[bool, typer.Option("--stdio", help="Over stdin and stdout.")] = True
+) -> None:
+    """Answer one agrikd flash: the command that a flashing key is bound to."""
+    wire = Wire(Patient(sys.stdin.buffer, _SILENCE_S), sys.stdout.buffer)
+    serve.serve(store(context), wire)
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Option(help="The file to write (.tar.gz).", show_default=False)],
+) -> None:
+    """Write one file with what support needs to know: state, log, releases' texts, no photos and no keys."""
+    support.bundle_logs(store(context), bundle)
+    console.say(f"{bundle}")
+
+
+def _wait(held: Store, seconds: float = 30.0) -> None:
+    """Until the agent has ended what is pending; raises `RolledBackError` or, without an agent, `DeviceError`."""
+    silent_since = time.monotonic()
+    with console.job("the agent prepares and tries it") as _:
+        while (state := held.state).phase in PENDING:
+            if installer.agent_answers(held):
+                silent_since = time.monotonic()
+            elif time.monotonic() - silent_since > seconds:
+                raise DeviceError("no agent is running\n    → start agrikd-agent: it goes on by itself")
+            time.sleep(0.1)
+    if state.phase == "ROLLED_BACK":
+        raise RolledBackError(f"{state.release} was not kept: {state.reason}")
+    console.say(f"{state.release} serves")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m agrikd.device")

@@ -1,0 +1,136 @@
+"""A worker as the agent and the installer hold it: asked with a deadline, killed when it hangs or eats the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agrikd.device.probes import Answer
+from agrikd.errors import DeviceError
+from agrikd.predict._engines import peak_mib
+from agrikd.wire import Wire, WireError
+
+_TICK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a worker. start_s: until it can answer, the building of an engine included. answer_s: for one question.
+    trial_s: for the whole of a trial. memory_mib: its own, at its peak. budget_ms: for a frame, where the release does
+    not say less."""
+
+    start_s: float = 1800.0
+    answer_s: float = 60.0
+    trial_s: float = 300.0
+    memory_mib: float = 2048.0
+    budget_ms: float = 1000.0
+
+
+class Child:
+    """A worker for one file of a release's folder; `why` says what ended it."""
+
+    def __init__(self, folder: Path, file: str, engines: Path, limits: Limits) -> None:
+        self._limits = limits
+        self._words: deque[str] = deque(maxlen=4)
+        self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.why = ""
+        words = [sys.executable, "-m", "agrikd.device.worker", str(folder), file, str(engines)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        assert self._process.stdin and self._process.stdout
+        self._wire = Wire(self._process.stdout, self._process.stdin)
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._read_words)]
+        for thread in self._threads:
+            thread.start()
+        self.backend = ""
+        self._begun = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ready(self) -> bool:
+        """Whether it can answer by now; raises `DeviceError` where it never will."""
+        if not self.backend:
+            with contextlib.suppress(queue.Empty):
+                self.backend = str(self._taken(self._heard.get_nowait())["ready"])
+            self._watch(self._begun + self._limits.start_s, "was not ready")
+        return bool(self.backend)
+
+    def wait(self) -> None:
+        """Until it can answer; raises `DeviceError` where it never will."""
+        while not self.ready():
+            time.sleep(_TICK_S)
+
+    def probe(self, rounds: int) -> Answer:
+        """What it says of the release's probes; raises `DeviceError` where it does not."""
+        end = time.monotonic() + self._limits.answer_s
+        try:
+            self._wire.say(probe=rounds)
+        except WireError:
+            self._fail(self._last_words())
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return Answer.from_json(self._taken(self._heard.get(timeout=_TICK_S)))
+            self._watch(end, "did not answer")
+
+    def watch(self) -> None:
+        """Raise `DeviceError` if it has ended or uses too much memory."""
+        self._watch(float("inf"), "")
+
+    def stop(self) -> None:
+        """End it, and take its pipes back."""
+        self._process.kill()
+        self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+
+    def _taken(self, said: dict[str, Any]) -> dict[str, Any]:
+        if "failed" in said:
+            self._fail(str(said["failed"]))
+        return said
+
+    def _watch(self, end: float, what: str) -> None:
+        used = peak_mib(self._process.pid)
+        if used > self._limits.memory_mib:
+            self._fail(f"the model used {used:.0f} MiB, {self._limits.memory_mib:.0f} at most")
+        if time.monotonic() > end:
+            self._fail(f"the model {what} in time")
+        if self._process.poll() is not None:
+            self._threads[0].join(1)  # its last frame may say more than its end
+            if self._heard.empty():
+                self._fail(self._last_words())
+
+    def _fail(self, why: str) -> None:
+        self.why = self.why or why
+        self.stop()
+        raise DeviceError(self.why)
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._threads[1].join(1)
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        words = " / ".join(word for word in self._words if word)
+        return f"the model's process {ended}" + (f": {words}" if words else "")
+
+    def _listen(self) -> None:
+        with contextlib.suppress(WireError):
+            while True:
+                self._heard.put(self._wire.hear())
+
+    def _read_words(self) -> None:
+        assert self._process.stderr
+        for line in self._process.stderr:
+            self._words.append(line.decode(errors="replace").strip()[-300:])

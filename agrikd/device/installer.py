@@ -1,0 +1,300 @@
+"""From an offered release to one that serves, or back: RECEIVING, VERIFIED, PREPARED, TRIAL, COMMITTED or ROLLED_BACK.
+
+A phase is written before what it allows is done, and each step may be done again: whoever is killed, `advance` goes on.
+Until TRIAL nothing that serves is touched. The device decides alone; no clock but a process's own is asked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import json
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agrikd import __version__, bundle, files, image
+from agrikd.bundle import Artefact, Release
+from agrikd.device import probes
+from agrikd.device.child import Child, Limits
+from agrikd.device.probes import Answer
+from agrikd.device.question import ask
+from agrikd.device.store import PENDING, Store, trusted
+from agrikd.dsse import Envelope
+from agrikd.errors import DeviceError, InputError, Problem, StorageError, TrustError
+
+PERMISSION = "application/vnd.agrikd.permission+json"
+"""A signed {"name", "seq", "floor"}: a device whose floor is no higher may take this older release."""
+_L4T = Path("/etc/nv_tegra_release")
+_JETPACK = {35: 5, 36: 6, 38: 7}
+"""NVIDIA's L4T release to the JetPack it belongs to."""
+_TRIALS = 2
+"""How often a phase may be begun: RAUC's boot counter. A model that takes the board down with it ends here."""
+_FAILURES = 2
+"""How often the live process may fail to start with a release that has just answered in a process of its own."""
+_ROUNDS = 3
+_FASTER = 0.9
+"""Eight bits are taken if they need at most this share of FP16's time; they are never more accurate."""
+_ROOM = 2.2
+"""Chunks and blobs lie on the disk together for a while, and state beside them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What serves of a release on this device. dropped: what was tried before, and why it was not taken."""
+
+    precision: str
+    file: str
+    backend: str
+    p50_ms: float
+    dropped: dict[str, str]
+
+
+def kind() -> str:
+    """What a release's `compatible` is matched with: aarch64-jetpack6, x86_64, …"""
+    try:
+        found = re.search(r"R(\d+)", _L4T.read_text())
+    except OSError:
+        found = None
+    jetpack = _JETPACK.get(int(found.group(1)), 0) if found else 0
+    return platform.machine() + (f"-jetpack{jetpack}" if jetpack else "")
+
+
+# Receiving
+
+
+def begin(store: Store, envelope: bytes, permission: bytes | None = None, local: bool = False) -> Release | None:
+    """Make room for an offered release; None where it serves already.
+
+    local: an operator at the device allows an older one. Raises `TrustError`, `InputError` or `StorageError`, with the
+    store as it was.
+    """
+    release = trusted(store, envelope, "the offered release")
+    _require_fit(release)
+    if not local:
+        _require_newer(store, release, permission)
+    if store.linked("current") == release.id and store.whole(release.id):
+        return None
+    if store.state.phase in PENDING:
+        raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
+    store.tidy()
+    store.drop_damaged(release)
+    store.clear_incoming(keep=release)
+    store.collect()
+    needed = int(_ROOM * release.size_bytes)
+    if shutil.disk_usage(store.folder).free < needed:
+        said = f"{store.folder}: {release.name} needs {needed / 1e6:.0f} MB"
+        raise StorageError(f"{said}, and so much is not free\n    → free some space")
+    files.write_bytes(store.folder / "incoming" / "release.dsse", envelope)
+    store.move("RECEIVING", release=release.id, back="", attempts=0, reason="")
+    return release
+
+
+def finish(store: Store, release: Release) -> None:
+    """All chunks are there: make the release of them. From here on the agent goes on by itself."""
+    store.assemble(release)
+    store.move("VERIFIED")
+    store.clear_incoming()
+
+
+def _require_fit(release: Release) -> None:
+    problems = []
+    if not any(fnmatch.fnmatchcase(kind(), pattern) for pattern in release.compatible):
+        wrong = f"is for {', '.join(release.compatible)}, this device is {kind()}"
+        problems.append(Problem(release.name, wrong, "flash a bundle that was packed for it"))
+    if _numbers(release.min_agent) > _numbers(__version__):
+        wrong = f"needs agrikd {release.min_agent}, this device has {__version__}"
+        problems.append(Problem(release.name, wrong, "update agrikd on the device"))
+    if release.resize != image.RESIZE:
+        wrong = f"was taught with pixels of resize {release.resize}, this device makes {image.RESIZE}"
+        problems.append(Problem(release.name, wrong, "let agrikd be of the same version on both"))
+    if problems:
+        raise InputError(problems)
+
+
+def _require_newer(store: Store, release: Release, permission: bytes | None) -> None:
+    floor = _floor(store, release.name)
+    if permission is not None and release.seq < floor:
+        where = "the permission"
+        said = json.loads(store.root.require(Envelope.from_bytes(permission, where), PERMISSION, where))
+        if said == {"name": release.name, "seq": release.seq, "floor": said["floor"]} and floor <= said["floor"]:
+            return
+        raise TrustError(
+            f"{where} is for {said}, not for {release.name} {release.seq} on a device that has had {floor}"
+        )
+    bundle.require_newer(release, floor, "the offered release")
+
+
+def _floor(store: Store, name: str) -> int:
+    """The highest seq of this name that was committed, as far as state.json or what serves can tell."""
+    serving = [store.release(one) for one in map(store.linked, ("current", "previous")) if one and store.whole(one)]
+    return max([store.state.floors.get(name, 0), *(one.seq for one in serving if one.name == name)])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+# Going on
+
+
+def advance(store: Store, limits: Limits) -> None:
+    """Bring what is pending to its end; for one process at a time, under `store.locked()`."""
+    try:
+        if store.state.phase == "VERIFIED":
+            _prepare(store, limits)
+        if store.state.phase == "PREPARED":
+            store.move("TRIAL", back=store.linked("current"), attempts=0)
+        if store.state.phase == "TRIAL":
+            _try(store, limits)
+    except (DeviceError, InputError, StorageError) as error:
+        roll_back(store, str(error))
+
+
+def recover(store: Store) -> None:
+    """What every start does first: clear up after a kill, and see to it that what serves is whole.
+
+    A release that lost bytes gives way to the one before it; one that was interrupted too often is not tried again.
+    """
+    store.tidy()
+    state = store.state
+    if state.phase in PENDING and not store.whole(state.release):
+        roll_back(store, f"{state.release} is not whole")
+    if state.phase in PENDING and state.attempts >= _TRIALS:
+        roll_back(store, f"it was interrupted {state.attempts} times in {state.phase}")
+    current, previous = store.linked("current"), store.linked("previous")
+    if current and not store.whole(current):
+        kept = previous if previous and store.whole(previous) else ""
+        store.log("damaged", release=current, instead=kept)
+        store.switch("current", kept)
+
+
+def roll_back(store: Store, reason: str) -> None:
+    """End what is pending; what served before serves again."""
+    state = store.state
+    if state.phase == "TRIAL" and store.linked("current") == state.release != state.back:
+        store.switch("current", state.back)
+    store.move("ROLLED_BACK", reason=reason)
+
+
+def back_to_previous(store: Store) -> str:
+    """A local operator's wish: put the release before this one on trial. Returns its id."""
+    previous = store.linked("previous")
+    if not previous or not store.whole(previous):
+        raise InputError(Problem(str(store.folder), "has no release before this one", "flash one"))
+    if store.state.phase in PENDING:
+        raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
+    store.move("VERIFIED", release=previous, back="", attempts=0, reason="")
+    return previous
+
+
+def _prepare(store: Store, limits: Limits) -> None:
+    """Build the engine and run the probes, in a process of its own, until a precision passes."""
+    name = store.move("VERIFIED", attempts=store.state.attempts + 1).release
+    folder, release, dropped = store.path(name), store.release(name), dict[str, str]()
+    best: tuple[Artefact, Answer] | None = None
+    for artefact, engine in _candidates(release):
+        if best and not artefact.precision.startswith("int8"):
+            continue
+        answer = _tried(folder, release, artefact, store.engines, limits)
+        if isinstance(answer, str):
+            dropped[artefact.precision] = answer
+        elif engine and not answer.backend.startswith("tensorrt"):
+            dropped[artefact.precision] = answer.backend
+        elif best and answer.p50_ms > _FASTER * best[1].p50_ms:
+            dropped[artefact.precision] = f"{answer.p50_ms:.2f} ms a frame beside {best[1].p50_ms:.2f}"
+        else:
+            best = artefact, answer
+    if best is None:
+        raise DeviceError("; ".join(f"{precision}: {why}" for precision, why in dropped.items()))
+    artefact, answer = best
+    choice = Choice(artefact.precision, artefact.file, answer.backend, answer.p50_ms, dropped)
+    files.write_json(folder / "choice.json", asdict(choice))
+    store.move("PREPARED", attempts=0)
+
+
+def _candidates(release: Release) -> Iterator[tuple[Artefact, bool]]:
+    """(artefact, whether TensorRT must run it), the first that passes first, eight bits after those they must beat."""
+    made = {one.precision: one for one in release.artefacts}
+    try:
+        version = importlib.import_module("tensorrt").__version__
+    except (ImportError, OSError):
+        version = ""
+    for precision in ("fp16", "fp32", "int8", "int8f16") if version else ():
+        one = made.get(precision)
+        if one and any(_numbers(release) <= _numbers(version) for release in one.releases):
+            yield one, True
+    yield made["fp32"], False
+
+
+def _tried(folder: Path, release: Release, artefact: Artefact, engines: Path, limits: Limits) -> Answer | str:
+    """What an artefact says of the probes, or why it is no good."""
+    try:
+        child = Child(folder, artefact.file, engines, limits)
+        try:
+            child.wait()
+            answer = child.probe(_ROUNDS)
+        finally:
+            child.stop()
+    except DeviceError as error:
+        return str(error)
+    return probes.why_not(answer, folder, release, artefact, limits.budget_ms) or answer
+
+
+def _try(store: Store, limits: Limits) -> None:
+    """Let it serve, and ask the agent that serves; commit, or raise what is wrong."""
+    state = store.move("TRIAL", attempts=store.state.attempts + 1)
+    folder, release = store.path(state.release), store.release(state.release)
+    store.switch("current", state.release)
+    answer = _ask_agent(store, state.release, limits)
+    choice = choice_of(store, state.release)
+    artefact = next(one for one in release.artefacts if one.precision == choice.precision)
+    if wrong := probes.why_not(answer, folder, release, artefact, limits.budget_ms):
+        raise DeviceError(f"in the live process {wrong}")
+    if state.back and state.back != state.release:
+        store.switch("previous", state.back)
+    floors = {**state.floors, release.name: max(release.seq, _floor(store, release.name))}
+    store.move("COMMITTED", floors=floors)
+    store.collect()
+
+
+def choice_of(store: Store, name: str) -> Choice:
+    """What was chosen of a release on this device."""
+    return Choice(**files.read_json(store.path(name) / "choice.json"))
+
+
+def _ask_agent(store: Store, name: str, limits: Limits) -> Answer:
+    """The probes through the live process, as soon as it serves this release."""
+    end, said = time.monotonic() + limits.trial_s, ""
+    while time.monotonic() < end:
+        try:
+            health = ask(store, limits.answer_s, health=True)
+        except (DeviceError, OSError):
+            said = "no agent answers: is agrikd-agent running?"
+        else:
+            if health["serving"] == name:
+                return _probed(ask(store, 2 * limits.answer_s, probe=_ROUNDS))
+            said = str(health["why"]) or "the live process did not take it in time"
+            if health["wanted"] == name and health["failures"] >= _FAILURES:
+                break
+        time.sleep(0.1)
+    raise DeviceError(said)
+
+
+def agent_answers(store: Store) -> bool:
+    """Whether an agent is running."""
+    try:
+        return bool(ask(store, 5.0, health=True))
+    except (DeviceError, OSError):
+        return False
+
+
+def _probed(said: dict[str, Any]) -> Answer:
+    if "failed" in said:
+        raise DeviceError(f"in the live process: {said['failed']}")
+    return Answer.from_json(said)

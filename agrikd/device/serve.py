@@ -1,0 +1,89 @@
+"""The device's side of a flash: `serve --stdio`, the one command that a flashing key may run.
+
+It says who it is, hears an offer, says what is missing, takes chunks, acknowledging each, and then tells how the agent
+gets on. All of it may break off at any byte: the next conversation goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Any
+
+from agrikd import __version__, files
+from agrikd.bundle import MAX_ENVELOPE_BYTES, Release
+from agrikd.device import installer
+from agrikd.device.store import PENDING, Store
+from agrikd.errors import AgriKDError, DeviceError, InputError, Problem
+from agrikd.wire import Wire
+
+PROTOCOL = 1
+_PULSE_S = 2.0
+_NO_AGENT_S = 30.0
+
+
+def serve(store: Store, wire: Wire) -> None:
+    """One conversation; what the store refuses is said to the other side."""
+    wire.say(protocol=PROTOCOL, agrikd=__version__, kind=installer.kind(), current=store.linked("current"))
+    try:
+        offer = wire.hear()
+        with store.locked():
+            for root in offer.get("roots", ()):
+                store.trust(base64.b64decode(root), "the root")
+            release = _begin(store, wire, offer)
+            if release is not None and not offer.get("dry_run"):
+                _receive(store, wire, release)
+        if release is None:
+            wire.say(phase="COMMITTED", reason="", already=True)
+        elif not offer.get("dry_run"):
+            _follow(store, wire, release.id)
+    except AgriKDError as error:
+        wire.say(refused=str(error), exit_code=error.exit_code)
+
+
+def _begin(store: Store, wire: Wire, offer: dict[str, Any]) -> Release | None:
+    """The offered release; its envelope travels only if it is not there from an earlier conversation."""
+    path = store.folder / "incoming" / "release.dsse"
+    if not path.exists() or files.sha256(path.read_bytes()) != offer.get("sha256"):
+        wire.say(want="envelope")
+        envelope = wire.receive()
+    else:
+        envelope = path.read_bytes()
+    if not isinstance(envelope, bytes) or len(envelope) > MAX_ENVELOPE_BYTES:
+        raise InputError(Problem("the offer", "is no envelope", "flash with agrikd of the same version"))
+    permission = base64.b64decode(offer["permission"]) if offer.get("permission") else None
+    release = installer.begin(store, envelope, permission)
+    wire.say(missing=[] if release is None else store.missing(release))
+    return release
+
+
+def _receive(store: Store, wire: Wire, release: Release) -> None:
+    """Chunks in any order, each with its place in the first eight bytes, until {"done": true}."""
+    while isinstance(said := wire.receive(), bytes):
+        file, number = int.from_bytes(said[:4], "big"), int.from_bytes(said[4:8], "big")
+        if len(said) < 8 or file >= len(release.files) or number >= len(release.files[file].chunks):
+            raise InputError(
+                Problem("a chunk", f"of file {file}, number {number}, is none of this release", "flash again")
+            )
+        store.take(release, file, number, said[8:])
+        wire.say(took=[file, number])
+    installer.finish(store, release)
+
+
+def _follow(store: Store, wire: Wire, name: str) -> None:
+    """Tell how far the agent is until it is done; whoever listens may go, the agent does not care."""
+    silent_since = time.monotonic()
+    while (state := store.state).release == name and state.phase in PENDING:
+        wire.say(phase=state.phase)
+        if installer.agent_answers(store):
+            silent_since = time.monotonic()
+        elif time.monotonic() - silent_since > _NO_AGENT_S:
+            raise DeviceError("no agent is running: start agrikd-agent, and it goes on by itself")
+        _wait_for_change(store)
+    wire.say(phase=state.phase, reason=state.reason)
+
+
+def _wait_for_change(store: Store) -> None:
+    before, end = store.state.phase, time.monotonic() + _PULSE_S
+    while store.state.phase == before and time.monotonic() < end:
+        time.sleep(0.05)
