@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -244,7 +243,7 @@ class Recipe(Spec):
             raise ValueError("data.labels: is for regression; write data.labels_per_class")
         return self
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """The same recipe has the same digest."""
         return files.digest(self.model_dump(mode="json"))

@@ -120,6 +120,25 @@ def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeyp
     assert checked == [0, 1], "each seed's teacher, before its students"
 
 
+def test_a_study_interrupted_inside_a_run_goes_on(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it asks of its parts depends on nothing that it has asked before."""
+    recipe, plain, steps = studied(tiny), train._step, []
+
+    def interrupted(state: train.TrainState, batch: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return plain(state, batch)
+
+    monkeypatch.setattr(compare, "_in_parallel", lambda pool, what, work, tasks, after=len: [work(*t) for t in tasks])
+    monkeypatch.setattr(train, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare([recipe], Plan(1), tmp_path / "cut", processes=1)
+    assert len(list((tmp_path / "cut").rglob("checkpoint.pt"))) == 1
+    whole, cut = (compare.compare([recipe], Plan(1), tmp_path / name, processes=1) for name in ("whole", "cut"))
+    assert [arm.figures["macro_f1"] for arm in cut.arms] == [arm.figures["macro_f1"] for arm in whole.arms]
+
+
 def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path: Path) -> None:
     recipe = studied(tiny).model_copy(update={"method": MethodSpec(name="mse")})
     plan = Plan(1, labels=(8, 0), students=("mobilenetv3_small_050", "mobilenetv3_small_075"))
