@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from agrikd.errors import AgriKDError
 
+PROTOCOL = 1
+"""Of flash and device: what they say to each other."""
 MAX_BYTES = 8 * 2**20
 _HEAD = 5
 

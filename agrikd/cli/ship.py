@@ -1,4 +1,4 @@
-"""The verbs between the lab and a device: keys, bundles."""
+"""The verbs between the lab and a device: keys, bundles, flash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
     bundle.command("pack")(bundle_pack)
     bundle.command("show")(bundle_show)
     bundle.command("verify")(bundle_verify)
+    bundle.command("permit")(bundle_permit)
     app.add_typer(bundle, name="bundle")
+    app.command()(flash)
 
 
 KeyFiles = Annotated[list[Path], typer.Option("--key", help="A signing key; may be given twice.", show_default=False)]
@@ -139,3 +141,59 @@ def bundle_verify(
     with Bundle(path) as bundle:
         bundle.verify(Root.read(root))
         console.say(f"{path}: whole, and signed by whom root {root} trusts")
+
+
+def flash(
+    hosts: Annotated[list[str], typer.Argument(help="Hosts as ssh knows them, then the bundle.", show_default=False)],
+    inventory: Annotated[
+        Path | None, typer.Option(help="A file with a host a line; # begins a comment.", show_default=False)
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="A newer root of trust; may be given twice.", show_default=False)
+    ] = None,
+    permission: Annotated[
+        Path | None, typer.Option(help="Of agrikd bundle permit, for an older release.", show_default=False)
+    ] = None,
+    canaries: Annotated[int, typer.Option(min=1, help="How many hosts are flashed before the others.")] = 1,
+    wave: Annotated[int, typer.Option(min=1, help="How many hosts at the same time after them.")] = 8,
+    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Share of a wave; beyond it the rest is left.")] = 0.2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask each what it would take; change nothing.")] = False,
+    patience_s: Annotated[float, typer.Option(min=1, help="Without progress, after which a host is given up.")] = 1800,
+    ssh_config: Annotated[Path | None, typer.Option("-F", help="As of ssh.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a bundle to devices over SSH; exit code 10 where one did not keep it, or was not reached.
+
+    Example: agrikd flash orchard-1 orchard-2 coffee.akb --dry-run
+    """
+    from agrikd import flash as flashing
+    from agrikd.cli._flashing import asked, shown
+
+    plan = asked(hosts, inventory, canaries, wave)
+    ssh = (*flashing.SSH, "-F", str(ssh_config)) if ssh_config else flashing.SSH
+    roots = tuple(path.read_bytes() for path in root or ())
+    allowed = permission.read_bytes() if permission else None
+    options = flashing.Options(ssh, roots=roots, permission=allowed, dry_run=dry_run, patience_s=patience_s)
+    outcomes = shown(plan, options, max_failed, as_json)
+    if not all(one.good for one in outcomes):
+        raise typer.Exit(10)
+
+
+def bundle_permit(
+    path: BundleFile,
+    key: KeyFiles,
+    floor: Annotated[int, typer.Option(min=0, help="The highest seq that the devices have had.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The permission.", show_default=False)],
+) -> None:
+    """Allow devices that have had newer releases, up to --floor, to take this older one.
+
+    Example: agrikd bundle permit coffee-june.akb --floor 1790000000 --key keys/season.key --out go-back.dsse
+    """
+    from agrikd import dsse, files
+    from agrikd.bundle import Bundle
+    from agrikd.device.installer import PERMISSION
+
+    with Bundle(path) as bundle:
+        said = {"name": bundle.release.name, "seq": bundle.release.seq, "floor": floor}
+    files.write_bytes(out, dsse.sign(PERMISSION, files.canonical(said), [dsse.Key.read(one) for one in key]).to_bytes())
+    console.say(f"{out}: {said['name']} may go back to {said['seq']} where no more than {floor} has been")

@@ -73,10 +73,12 @@ def install(
     """Install a bundle from a file, and wait until it serves; exit code 10 where it was rolled back."""
     held = store(context)
     with Bundle(path) as bundle, held.locked():
-        release = installer.begin(held, bundle.envelope, local=allow_downgrade)
+        bundle.verify(held.root)
+        release = installer.accept(held, bundle.envelope, held.root, local=allow_downgrade)
         if release is None:
             console.say(f"{bundle.release.name} {bundle.release.version} serves already")
             return
+        installer.begin(held, bundle.envelope, release)
         for file, number in console.track(held.missing(release), "chunks"):
             held.take(release, file, number, bundle.chunk(file, number))
         installer.finish(held, release)

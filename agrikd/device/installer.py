@@ -24,9 +24,10 @@ from agrikd.device import probes
 from agrikd.device.child import Child, Limits
 from agrikd.device.probes import Answer
 from agrikd.device.question import ask
-from agrikd.device.store import PENDING, Store, trusted
+from agrikd.device.store import PENDING, Store
 from agrikd.dsse import Envelope
 from agrikd.errors import DeviceError, InputError, Problem, StorageError, TrustError
+from agrikd.trust import Root
 
 PERMISSION = "application/vnd.agrikd.permission+json"
 """A signed {"name", "seq", "floor"}: a device whose floor is no higher may take this older release."""
@@ -68,20 +69,26 @@ def kind() -> str:
 # Receiving
 
 
-def begin(store: Store, envelope: bytes, permission: bytes | None = None, local: bool = False) -> Release | None:
-    """Make room for an offered release; None where it serves already.
+def accept(
+    store: Store, envelope: bytes, root: Root, permission: bytes | None = None, local: bool = False
+) -> Release | None:
+    """The release in an envelope, if this device may take it; None where it serves already. Changes nothing.
 
-    local: an operator at the device allows an older one. Raises `TrustError`, `InputError` or `StorageError`, with the
-    store as it was.
+    local: an operator at the device allows an older one. Raises `TrustError`, `InputError` or `DeviceError`.
     """
-    release = trusted(store, envelope, "the offered release")
+    release = bundle.trusted(envelope, root, "the offered release")
     _require_fit(release)
     if not local:
-        _require_newer(store, release, permission)
+        _require_newer(store, release, root, permission)
     if store.linked("current") == release.id and store.whole(release.id):
         return None
     if store.state.phase in PENDING:
         raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
+    return release
+
+
+def begin(store: Store, envelope: bytes, release: Release) -> None:
+    """Make room for an accepted release; raises `StorageError`, with what was received of it still there."""
     store.tidy()
     store.drop_damaged(release)
     store.clear_incoming(keep=release)
@@ -92,7 +99,6 @@ def begin(store: Store, envelope: bytes, permission: bytes | None = None, local:
         raise StorageError(f"{said}, and so much is not free\n    → free some space")
     files.write_bytes(store.folder / "incoming" / "release.dsse", envelope)
     store.move("RECEIVING", release=release.id, back="", attempts=0, reason="")
-    return release
 
 
 def finish(store: Store, release: Release) -> None:
@@ -117,11 +123,11 @@ def _require_fit(release: Release) -> None:
         raise InputError(problems)
 
 
-def _require_newer(store: Store, release: Release, permission: bytes | None) -> None:
+def _require_newer(store: Store, release: Release, root: Root, permission: bytes | None) -> None:
     floor = _floor(store, release.name)
     if permission is not None and release.seq < floor:
         where = "the permission"
-        said = json.loads(store.root.require(Envelope.from_bytes(permission, where), PERMISSION, where))
+        said = json.loads(root.require(Envelope.from_bytes(permission, where), PERMISSION, where))
         if said == {"name": release.name, "seq": release.seq, "floor": said["floor"]} and floor <= said["floor"]:
             return
         raise TrustError(

@@ -13,11 +13,10 @@ from typing import Any
 from agrikd import __version__, files
 from agrikd.bundle import MAX_ENVELOPE_BYTES, Release
 from agrikd.device import installer
-from agrikd.device.store import PENDING, Store
+from agrikd.device.store import PENDING, BusyError, Store
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem
-from agrikd.wire import Wire
+from agrikd.wire import PROTOCOL, Wire
 
-PROTOCOL = 1
 _PULSE_S = 2.0
 _NO_AGENT_S = 30.0
 
@@ -27,10 +26,11 @@ def serve(store: Store, wire: Wire) -> None:
     wire.say(protocol=PROTOCOL, agrikd=__version__, kind=installer.kind(), current=store.linked("current"))
     try:
         offer = wire.hear()
+        if offer.get("delivered") and _holds(store, offer):
+            _follow(store, wire, store.state.release)
+            return
         with store.locked():
-            for root in offer.get("roots", ()):
-                store.trust(base64.b64decode(root), "the root")
-            release = _begin(store, wire, offer)
+            release = _accepted(store, wire, offer)
             if release is not None and not offer.get("dry_run"):
                 _receive(store, wire, release)
         if release is None:
@@ -38,12 +38,22 @@ def serve(store: Store, wire: Wire) -> None:
         elif not offer.get("dry_run"):
             _follow(store, wire, release.id)
     except AgriKDError as error:
-        wire.say(refused=str(error), exit_code=error.exit_code)
+        wire.say(refused=str(error), exit_code=error.exit_code, busy=isinstance(error, BusyError))
 
 
-def _begin(store: Store, wire: Wire, offer: dict[str, Any]) -> Release | None:
+def _holds(store: Store, offer: dict[str, Any]) -> bool:
+    """Whether the last installation was of what is offered: the link broke while it went on, or when it was done."""
+    state = store.state
+    path = store.path(state.release) / "release.dsse"
+    return state.phase != "RECEIVING" and path.is_file() and files.sha256(path.read_bytes()) == offer.get("sha256")
+
+
+def _accepted(store: Store, wire: Wire, offer: dict[str, Any]) -> Release | None:
     """The offered release; its envelope travels only if it is not there from an earlier conversation."""
-    path = store.folder / "incoming" / "release.dsse"
+    path, dry_run = store.folder / "incoming" / "release.dsse", bool(offer.get("dry_run"))
+    root = store.root
+    for given in offer.get("roots", ()):
+        root = store.trust(base64.b64decode(given), "the root", dry_run)
     if not path.exists() or files.sha256(path.read_bytes()) != offer.get("sha256"):
         wire.say(want="envelope")
         envelope = wire.receive()
@@ -52,7 +62,9 @@ def _begin(store: Store, wire: Wire, offer: dict[str, Any]) -> Release | None:
     if not isinstance(envelope, bytes) or len(envelope) > MAX_ENVELOPE_BYTES:
         raise InputError(Problem("the offer", "is no envelope", "flash with agrikd of the same version"))
     permission = base64.b64decode(offer["permission"]) if offer.get("permission") else None
-    release = installer.begin(store, envelope, permission)
+    release = installer.accept(store, envelope, root, permission)
+    if release is not None and not dry_run:
+        installer.begin(store, envelope, release)
     wire.say(missing=[] if release is None else store.missing(release))
     return release
 

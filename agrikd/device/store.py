@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agrikd import bundle, files
+from agrikd import files
 from agrikd.bundle import File, Release
 from agrikd.dsse import Envelope
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem
@@ -50,6 +50,10 @@ class State:
     floors: dict[str, int] = field(default_factory=dict)
 
 
+class BusyError(DeviceError):
+    """Another process changes the store."""
+
+
 class Store:
     """The folder of a device; made where it is not there."""
 
@@ -62,7 +66,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises `DeviceError` while another process changes the store."""
+        """Raises `BusyError` while another process changes the store."""
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,17 +116,18 @@ class Store:
             raise InputError(Problem(str(self.folder), "trusts nobody", mend))
         return Root.read(paths[-1])
 
-    def trust(self, envelope: bytes, where: str) -> Root:
-        """Take a root: the first from whoever sets the device up, each later one only as the successor."""
-        known = list((self.folder / "trust").glob("root-*.dsse"))
+    def trust(self, envelope: bytes, where: str, dry_run: bool = False) -> Root:
+        """Take a root: the first from whoever sets the device up, each later one only as the successor of the one in
+        force; the one in force, and those before it, are passed over. Returns the root then in force."""
         said = Envelope.from_bytes(envelope, where)
         new = Root.from_envelope(said, where)
-        if known and new == self.root:
-            return new
-        if known:
+        if any((self.folder / "trust").glob("root-*.dsse")):
+            if new.version <= self.root.version:
+                return self.root
             successor(self.root, said, where)
-        files.write_bytes(self.folder / "trust" / f"root-{new.version}.dsse", envelope)
-        self.log("trusts", version=new.version)
+        if not dry_run:
+            files.write_bytes(self.folder / "trust" / f"root-{new.version}.dsse", envelope)
+            self.log("trusts", version=new.version)
         return new
 
     # What
@@ -278,8 +283,3 @@ def _number(path: Path) -> int:
 
 def _crc(state: State) -> int:
     return zlib.crc32(files.canonical(asdict(state)))
-
-
-def trusted(store: Store, envelope: bytes, where: str) -> Release:
-    """The release in an envelope that this device's root trusts."""
-    return bundle.trusted(envelope, store.root, where)

@@ -159,8 +159,9 @@ def test_without_an_agent_nothing_is_switched_and_it_goes_on_when_there_is_one(d
 
 
 def _receive(device: Device, opened: Bundle, **how: Any) -> None:
-    made = installer.begin(device.store, opened.envelope, **how)
+    made = installer.accept(device.store, opened.envelope, device.store.root, **how)
     assert made is not None
+    installer.begin(device.store, opened.envelope, made)
     for file, number in device.store.missing(made):
         device.store.take(made, file, number, opened.chunk(file, number))
     installer.finish(device.store, made)
@@ -223,7 +224,7 @@ def test_an_older_release_needs_a_permission(device: Device, packed: Pack, key: 
             said = {"name": "leaf", "seq": 4, "floor": 5, **wrong}
             permission = dsse.sign(installer.PERMISSION, files.canonical(said), [key]).to_bytes()
             with pytest.raises(AgriKDError, match="the permission is for"):
-                installer.begin(device.store, opened.envelope, permission)
+                installer.accept(device.store, opened.envelope, device.store.root, permission)
         allowed = files.canonical({"name": "leaf", "seq": 4, "floor": 5})
         _receive(device, opened, permission=dsse.sign(installer.PERMISSION, allowed, [key]).to_bytes())
     assert device.settled().phase == "COMMITTED" and device.require_whole().startswith("4-")
@@ -299,8 +300,9 @@ def test_releases_that_are_not_needed_go(device: Device, packed: Pack) -> None:
 
 def test_a_bundle_with_the_chunk_of_another_is_refused(device: Device, packed: Pack) -> None:
     with Bundle(packed(1)) as one, Bundle(packed(2, held=contents(WEIGHTS + 1))) as two, device.store.locked():
-        made = installer.begin(device.store, one.envelope)
+        made = installer.accept(device.store, one.envelope, device.store.root)
         assert made is not None
+        installer.begin(device.store, one.envelope, made)
         with pytest.raises(AgriKDError, match="is not what was signed"):
             device.store.take(made, 0, 0, two.chunk(0, 0))
         with pytest.raises(AgriKDError, match="a chunk that the disk lost"):

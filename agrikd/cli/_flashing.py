@@ -1,0 +1,68 @@
+"""What `agrikd flash` asks for and shows: hosts in waves, a bar for all of them, a table at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agrikd import console, files
+from agrikd.bundle import Bundle
+from agrikd.cli._options import show
+from agrikd.errors import InputError, Problem
+from agrikd.flash import Options, Outcome, flash_all, waves
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A bundle that is whole, and the hosts in waves."""
+
+    bundle: Path
+    waves: list[list[str]]
+
+
+def asked(words: Sequence[str], inventory: Path | None, canaries: int, wave: int) -> Asked:
+    """The last word is the bundle; raises `InputError` with all that is wrong."""
+    hosts, bundle, problems = list(words[:-1]), Path(words[-1]), []
+    if inventory:
+        lines = (line.partition("#")[0].strip() for line in files.read_text(inventory).splitlines())
+        hosts += [line for line in lines if line]
+    if not hosts:
+        problems.append(Problem("hosts", "there are none", "agrikd flash HOST… BUNDLE, or --inventory FILE"))
+    strange = [host for host in hosts if host.startswith("-") or any(letter.isspace() for letter in host)]
+    problems += [Problem(f"host {host!r}", "is no host", "as ssh knows it, one a line") for host in strange]
+    twice = sorted({host for host in hosts if hosts.count(host) > 1})
+    problems += [Problem(f"host {host}", "is named twice", "name it once") for host in twice]
+    try:
+        with Bundle(bundle) as opened:
+            opened.verify(None)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return Asked(bundle, waves(hosts, canaries, wave))
+
+
+def shown(plan: Asked, options: Options, max_failed: float, as_json: bool) -> list[Outcome]:
+    """Flash, with a bar over the payload of all hosts, and show how each ended."""
+    hosts = [host for wave in plan.waves for host in wave]
+    shares, said, lock = dict.fromkeys(hosts, 0.0), dict[str, str](), threading.Lock()
+    with console.job("flash", 100 * len(hosts)) as advance:
+
+        def report(host: str, what: str, share: float | None) -> None:
+            with lock:
+                if share is not None:
+                    shares[host] = share
+                    advance(round(100 * sum(shares.values())))
+                if said.get(host) != what:
+                    said[host] = what
+                    console.say(f"{host}: {what}")
+
+        outcomes = flash_all(plan.waves, plan.bundle, options, report, max_failed)
+    rows = [
+        (one.host, one.phase, one.kind, f"{one.sent_bytes / 1e6:.2f}", f"{one.cuts}", f"{one.seconds:.0f}", one.reason)
+        for one in outcomes
+    ]
+    show(as_json, [vars(one) for one in outcomes], plan.bundle.name, ("host", "", "kind", "MB", "cuts", "s", ""), rows)
+    return outcomes

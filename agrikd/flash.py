@@ -1,0 +1,244 @@
+"""`flash`: bring a bundle to devices over SSH, and hear from each how it ended.
+
+The system's OpenSSH does the talking: keys, jump hosts and known hosts are those of the user. A link that breaks is
+made anew and only what is missing travels; what is decided is decided on the device (see `agrikd.device.serve`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agrikd import files
+from agrikd.bundle import CHUNK_BYTES, Bundle
+from agrikd.errors import AgriKDError, DeviceError
+from agrikd.wire import PROTOCOL, Patient, Wire, WireError
+
+REMOTE = "python3 -m agrikd.device serve --stdio"
+"""What is asked of a device whose key is not bound to a command."""
+SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10")
+_SLOW_S, _WINDOW = 0.5, 16
+"""Where a chunk takes longer than this, the next one waits for its acknowledgement: a cut then costs one chunk."""
+_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+_FINAL = ("Permission denied", "Host key verification failed", "not found", "No module named")
+"""Words of ssh, or of the device's shell, that no waiting mends."""
+
+Report = Callable[[str, str, float | None], None]
+"""(host, what it is at, share of the payload that has arrived, where that is it)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """ssh: the command before the host. remote: after it. roots: signed roots for devices that trust an older one.
+    permission: for an older release. silence_s: without a byte, after which a link counts as broken. patience_s:
+    without progress, after which a host is given up."""
+
+    ssh: tuple[str, ...] = SSH
+    remote: str = REMOTE
+    roots: tuple[bytes, ...] = ()
+    permission: bytes | None = None
+    dry_run: bool = False
+    silence_s: float = 30.0
+    patience_s: float = 1800.0
+
+
+@dataclass
+class Outcome:
+    """How a host ended. phase: COMMITTED, ROLLED_BACK, REFUSED, UNREACHABLE, or WOULD TAKE of a dry run.
+
+    sent_bytes: of chunks, repeated ones too. cuts: how often the link broke. needed_bytes: what a device lacked at
+    first. seconds: all in all.
+    """
+
+    host: str
+    phase: str = "UNREACHABLE"
+    reason: str = ""
+    kind: str = ""
+    before: str = ""
+    needed_bytes: int = 0
+    sent_bytes: int = 0
+    cuts: int = 0
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.phase in ("COMMITTED", "WOULD TAKE")
+
+
+@dataclass
+class _Talk:
+    """One host's conversations."""
+
+    bundle: Path
+    options: Options
+    report: Report
+    outcome: Outcome
+    delivered: bool = False
+    words: deque[str] = field(default_factory=lambda: deque(maxlen=3))
+    progress_at: float = field(default_factory=time.monotonic)
+
+    def run(self) -> Outcome:
+        """Until the device has said how it ended, or nothing has moved for `patience_s`."""
+        begun = time.monotonic()
+        while True:
+            try:
+                self._once()
+                break
+            except WireError as error:
+                self.outcome.reason = " / ".join((*self.words, str(error)))
+            hopeless = any(final in word for final in _FINAL for word in self.words)
+            if hopeless or time.monotonic() - self.progress_at > self.options.patience_s:
+                break
+            self.outcome.cuts += 1
+            pause = _PAUSES_S[min(self.outcome.cuts, len(_PAUSES_S)) - 1]
+            self.report(self.outcome.host, f"the link broke; again in {pause:g} s", None)
+            time.sleep(min(pause, self.options.patience_s))
+        self.outcome.seconds = time.monotonic() - begun
+        return self.outcome
+
+    def _once(self) -> None:
+        pipe = subprocess.PIPE
+        words = [*self.options.ssh, self.outcome.host, self.options.remote]
+        self.words.clear()
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as ssh:
+            assert ssh.stdin and ssh.stdout
+            reader = threading.Thread(target=self._read_words, args=(ssh,), daemon=True)
+            reader.start()
+            try:
+                with Bundle(self.bundle) as bundle:
+                    self._talk(Wire(Patient(ssh.stdout, self.options.silence_s), ssh.stdin), bundle)
+            finally:
+                ssh.kill()
+                reader.join(5)
+                with contextlib.suppress(OSError):
+                    ssh.stdin.close()
+
+    def _read_words(self, ssh: subprocess.Popen[bytes]) -> None:
+        assert ssh.stderr
+        for line in ssh.stderr:
+            self.words.append(line.decode(errors="replace").strip())
+
+    def _talk(self, wire: Wire, bundle: Bundle) -> None:
+        hello = self._hear(wire)
+        if hello.get("protocol") != PROTOCOL:
+            raise DeviceError(f"speaks protocol {hello.get('protocol')}, this agrikd {PROTOCOL}: update the older one")
+        self.outcome.kind, self.outcome.before = str(hello["kind"]), str(hello["current"])
+        asked = {"dry_run": self.options.dry_run, "delivered": self.delivered, **self._signed()}
+        wire.say(sha256=files.sha256(bundle.envelope), **asked)
+        said = self._hear(wire)
+        if "phase" in said:
+            self._follow(wire, said)
+            return
+        if said.get("want") == "envelope":
+            wire.send(bundle.envelope)
+            said = self._hear(wire)
+        missing = [(int(file), int(number)) for file, number in said["missing"]]
+        if self.options.dry_run:
+            self._needs(bundle, missing)
+            self.outcome.phase, self.outcome.reason = "WOULD TAKE", ""
+            return
+        self._send(wire, bundle, missing)
+        self._follow(wire, self._hear(wire))
+
+    def _signed(self) -> dict[str, Any]:
+        asked: dict[str, Any] = {"roots": [base64.b64encode(root).decode() for root in self.options.roots]}
+        if self.options.permission:
+            asked["permission"] = base64.b64encode(self.options.permission).decode()
+        return asked
+
+    def _needs(self, bundle: Bundle, missing: Sequence[tuple[int, int]]) -> int:
+        found = sum(min(CHUNK_BYTES, bundle.release.files[f].size_bytes - n * CHUNK_BYTES) for f, n in missing)
+        self.outcome.needed_bytes = max(self.outcome.needed_bytes, found)
+        return found
+
+    def _send(self, wire: Wire, bundle: Bundle, missing: Sequence[tuple[int, int]]) -> None:
+        """Chunks in flight: one on a slow link, some on a fast one."""
+        left, window, waiting = self._needs(bundle, missing), 1, deque[tuple[float, int]]()
+        for file, number in missing:
+            while len(waiting) >= window:
+                took = time.monotonic() - waiting[0][0]
+                left -= self._acknowledged(wire, waiting)
+                window = 1 if took > _SLOW_S * len(waiting or (0,)) else min(window + 1, _WINDOW)
+                self.report(self.outcome.host, "sending", 1 - left / max(self.outcome.needed_bytes, 1))
+            data = bundle.chunk(file, number)
+            waiting.append((time.monotonic(), len(data)))
+            wire.send(file.to_bytes(4, "big") + number.to_bytes(4, "big") + data)
+            self.outcome.sent_bytes += len(data)
+        while waiting:
+            self._acknowledged(wire, waiting)
+        self.delivered = True
+        wire.say(done=True)
+
+    def _acknowledged(self, wire: Wire, waiting: deque[tuple[float, int]]) -> int:
+        self._hear(wire)
+        self.progress_at = time.monotonic()
+        return waiting.popleft()[1]
+
+    def _follow(self, wire: Wire, said: dict[str, Any]) -> None:
+        while said["phase"] not in ("COMMITTED", "ROLLED_BACK"):
+            self.report(self.outcome.host, f"{said['phase'].lower()}: the device builds and tries it", None)
+            self.progress_at = time.monotonic()
+            said = self._hear(wire)
+        self.outcome.phase = said["phase"]
+        self.outcome.reason = "it serves already" if said.get("already") else str(said["reason"])
+
+    def _hear(self, wire: Wire) -> dict[str, Any]:
+        said = wire.hear()
+        if said.get("busy"):  # perhaps with our own last conversation, whose end it has not noticed yet
+            raise WireError(str(said["refused"]))
+        if "refused" in said:
+            raise DeviceError(str(said["refused"]))
+        return said
+
+
+def flash(host: str, bundle: Path, options: Options, report: Report) -> Outcome:
+    """Bring a bundle to one host; never raises for what happens there or on the way."""
+    talk = _Talk(bundle, options, report, Outcome(host))
+    try:
+        return talk.run()
+    except (AgriKDError, KeyError, ValueError, TypeError) as error:
+        talk.outcome.phase, talk.outcome.reason = "REFUSED", str(error)
+        return talk.outcome
+
+
+def waves(hosts: Sequence[str], canaries: int, size: int) -> list[list[str]]:
+    """The first few alone, then the others in groups."""
+    first, rest = list(hosts[:canaries]), list(hosts[canaries:])
+    return [wave for wave in (first, *(rest[at : at + size] for at in range(0, len(rest), size))) if wave]
+
+
+def flash_all(
+    plan: Sequence[Sequence[str]], bundle: Path, options: Options, report: Report, max_failed: float
+) -> list[Outcome]:
+    """Wave after wave, the hosts of one at the same time; after a wave of which more than this share failed, none."""
+    outcomes: list[Outcome] = []
+    for number, wave in enumerate(plan):
+        found = _at_once(wave, bundle, options, report)
+        outcomes += found
+        failed = sum(not one.good for one in found) / len(found)
+        if failed > max_failed and number + 1 < len(plan):
+            said = f"not begun: {failed:.0%} of wave {number + 1} failed, {max_failed:.0%} at most"
+            return [*outcomes, *(Outcome(host, "SKIPPED", said) for later in plan[number + 1 :] for host in later)]
+    return outcomes
+
+
+def _at_once(wave: Sequence[str], bundle: Path, options: Options, report: Report) -> list[Outcome]:
+    outcomes: dict[str, Outcome] = {}
+
+    def one(host: str) -> None:
+        outcomes[host] = flash(host, bundle, options, report)
+
+    threads = [threading.Thread(target=one, args=(host,), daemon=True) for host in wave]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [outcomes[host] for host in wave]
