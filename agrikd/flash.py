@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -116,15 +118,17 @@ class _Talk:
                 with Bundle(self.bundle) as bundle:
                     self._talk(Wire(Patient(ssh.stdout, self.options.silence_s), ssh.stdin), bundle)
             finally:
-                ssh.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(ssh.pid, signal.SIGKILL)  # with a proxy command that it may have started
                 reader.join(5)
                 with contextlib.suppress(OSError):
                     ssh.stdin.close()
 
     def _read_words(self, ssh: subprocess.Popen[bytes]) -> None:
         assert ssh.stderr
-        for line in ssh.stderr:
-            self.words.append(line.decode(errors="replace").strip())
+        with contextlib.suppress(ValueError):  # closed under it
+            for line in ssh.stderr:
+                self.words.append(line.decode(errors="replace").strip())
 
     def _talk(self, wire: Wire, bundle: Bundle) -> None:
         hello = self._hear(wire)

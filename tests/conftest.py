@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from device_kit import Pack, contents, release
+
+from agrikd import bundle, trust
+from agrikd.dsse import Key
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -148,3 +152,26 @@ def colours(tiny: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPa
     raw = tiny(student={"timm": "test_efficientnet", "input_size": 32})
     raw["optim"] = {"steps": 120, "batch": 8, "lr": 5e-3, "checkpoint_every": 60}
     return train.fit(parse(raw, "test"), tmp_path_factory.mktemp("colours") / "run").folder
+
+
+@pytest.fixture(scope="session")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    return Key.new(tmp_path_factory.mktemp("keys") / "farm.key")
+
+
+@pytest.fixture(scope="session")
+def root(key: Key) -> bytes:
+    return trust.first([key]).to_bytes()
+
+
+@pytest.fixture
+def packed(key: Key, tmp_path: Path) -> Pack:
+    """Writes a bundle: seq, then what `contents` takes, then what of the release differs."""
+
+    def write(seq: int = 1, keys: Sequence[Key] | None = None, held: Any = None, **changes: Any) -> Path:
+        held = held or contents()
+        path = tmp_path / f"leaf-{seq}-{len(list(tmp_path.iterdir()))}.akb"
+        bundle.write(path, release(held, seq, **changes), held, [key] if keys is None else keys)
+        return path
+
+    return write

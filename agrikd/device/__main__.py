@@ -145,7 +145,7 @@ def logs(
     console.say(f"{bundle}")
 
 
-def _wait(held: Store, seconds: float = 30.0) -> None:
+def _wait(held: Store, seconds: float = 15.0) -> None:
     """Until the agent has ended what is pending; raises `RolledBackError` or, without an agent, `DeviceError`."""
     silent_since = time.monotonic()
     with console.job("the agent prepares and tries it") as _:

@@ -15,10 +15,10 @@ from agrikd.bundle import MAX_ENVELOPE_BYTES, Release
 from agrikd.device import installer
 from agrikd.device.store import PENDING, BusyError, Store
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem
-from agrikd.wire import PROTOCOL, Wire
+from agrikd.wire import PROTOCOL, Wire, WireError
 
 _PULSE_S = 2.0
-_NO_AGENT_S = 30.0
+_NO_AGENT_S = 15.0
 
 
 def serve(store: Store, wire: Wire) -> None:
@@ -37,6 +37,8 @@ def serve(store: Store, wire: Wire) -> None:
             wire.say(phase="COMMITTED", reason="", already=True)
         elif not offer.get("dry_run"):
             _follow(store, wire, release.id)
+    except WireError:
+        return  # nobody listens; the next conversation goes on
     except AgriKDError as error:
         wire.say(refused=str(error), exit_code=error.exit_code, busy=isinstance(error, BusyError))
 

@@ -71,9 +71,8 @@ class Store:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DeviceError(
-                    f"{self.folder}: another installation is running\n    → wait until it is done"
-                ) from None
+                said = f"{self.folder}: another installation is running\n    → wait until it is done"
+                raise BusyError(said) from None
             yield
 
     # How far

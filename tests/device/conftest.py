@@ -5,38 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from device_kit import Device, Pack, contents, release
-
-from agrikd import bundle, trust
-from agrikd.dsse import Key
-
-
-@pytest.fixture(scope="session")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
-    return Key.new(tmp_path_factory.mktemp("keys") / "farm.key")
-
-
-@pytest.fixture(scope="session")
-def root(key: Key) -> bytes:
-    return trust.first([key]).to_bytes()
-
-
-@pytest.fixture
-def packed(key: Key, tmp_path: Path) -> Pack:
-    """Writes a bundle: seq, then what `contents` takes, then what of the release differs."""
-
-    def write(seq: int = 1, keys: Sequence[Key] | None = None, held: Any = None, **changes: Any) -> Path:
-        held = held or contents()
-        path = tmp_path / f"leaf-{seq}-{len(list(tmp_path.iterdir()))}.akb"
-        bundle.write(path, release(held, seq, **changes), held, [key] if keys is None else keys)
-        return path
-
-    return write
+from device_kit import Device
 
 
 @pytest.fixture
