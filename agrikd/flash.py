@@ -27,8 +27,8 @@ from agrikd.wire import PROTOCOL, Patient, Wire, WireError
 REMOTE = "python3 -m agrikd.device serve --stdio"
 """What is asked of a device whose key is not bound to a command."""
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10")
-_SLOW_S, _WINDOW = 0.5, 16
-"""Where a chunk takes longer than this, the next one waits for its acknowledgement: a cut then costs one chunk."""
+_AHEAD_S, _MOST_BYTES = 0.5, 2**20
+"""What may be on the way unacknowledged: half a second of what the link has carried so far."""
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _FINAL = ("Permission denied", "Host key verification failed", "not found", "No module named")
 """Words of ssh, or of the device's shell, that no waiting mends."""
@@ -164,27 +164,29 @@ class _Talk:
         return found
 
     def _send(self, wire: Wire, bundle: Bundle, missing: Sequence[tuple[int, int]]) -> None:
-        """Chunks in flight: one on a slow link, some on a fast one."""
-        left, window, waiting = self._needs(bundle, missing), 1, deque[tuple[float, int]]()
+        """As much in flight as the link carries in `_AHEAD_S`, one chunk at the least: a cut costs no more."""
+        needed, begun, arrived, waiting = self._needs(bundle, missing), time.monotonic(), 0, deque[int]()
+
+        def acknowledged() -> None:
+            nonlocal arrived
+            self._hear(wire)
+            arrived += waiting.popleft()
+            self.progress_at = time.monotonic()
+            self.report(self.outcome.host, "sending", 1 - (needed - arrived) / max(self.outcome.needed_bytes, 1))
+
         for file, number in missing:
-            while len(waiting) >= window:
-                took = time.monotonic() - waiting[0][0]
-                left -= self._acknowledged(wire, waiting)
-                window = 1 if took > _SLOW_S * len(waiting or (0,)) else min(window + 1, _WINDOW)
-                self.report(self.outcome.host, "sending", 1 - left / max(self.outcome.needed_bytes, 1))
             data = bundle.chunk(file, number)
-            waiting.append((time.monotonic(), len(data)))
+            while waiting and sum(waiting) + len(data) > min(
+                arrived / (time.monotonic() - begun) * _AHEAD_S, _MOST_BYTES
+            ):
+                acknowledged()
+            waiting.append(len(data))
             wire.send(file.to_bytes(4, "big") + number.to_bytes(4, "big") + data)
             self.outcome.sent_bytes += len(data)
         while waiting:
-            self._acknowledged(wire, waiting)
+            acknowledged()
         self.delivered = True
         wire.say(done=True)
-
-    def _acknowledged(self, wire: Wire, waiting: deque[tuple[float, int]]) -> int:
-        self._hear(wire)
-        self.progress_at = time.monotonic()
-        return waiting.popleft()[1]
 
     def _follow(self, wire: Wire, said: dict[str, Any]) -> None:
         while said["phase"] not in ("COMMITTED", "ROLLED_BACK"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from device_kit import Pack, contents, release
+from device_kit import Device, Pack, contents, release
+from needs import absent, needed
 
 from agrikd import bundle, trust
 from agrikd.dsse import Key
@@ -25,20 +27,10 @@ def _real(variable: str, default: Path) -> Path:
     return folder
 
 
-def absent(reason: str) -> None:
-    """Skip a test that wants what is not there; in CI all of it is, so there the test fails."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def gcc() -> str:
     """A C compiler, for the small libraries that stand in for NVIDIA's."""
-    found = shutil.which("gcc")
-    if found is None:
-        absent("there is no gcc: apt-get install gcc libc6-dev")
-    return str(found)
+    return needed("gcc", "gcc libc6-dev")
 
 
 @pytest.fixture(scope="session")
@@ -175,3 +167,19 @@ def packed(key: Key, tmp_path: Path) -> Pack:
         return path
 
     return write
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: a socket's may have 107 letters."""
+    path = Path(tempfile.mkdtemp(prefix="akd-"))
+    yield path / "store"
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def device(folder: Path, root: bytes) -> Iterator[Device]:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    made = Device(folder, root)
+    yield made
+    made.stop()

@@ -132,7 +132,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
 def test_a_link_that_breaks_costs_one_chunk_a_cut(
     kib: int, farm: Farm, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flash, "_SLOW_S", 0.0)
+    monkeypatch.setattr(flash, "_AHEAD_S", 0.0)
     device = farm.add("field-1")
     farm.breaks("field-1", "up", kib * 1024)
     done = farm.flash("field-1", large)

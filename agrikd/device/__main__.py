@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     help="The device's side of agrikd: a model that serves, and the way to the next one.",
 )
-_SILENCE_S = 30.0
+_SILENCE_S = 20.0
 
 
 def store(context: typer.Context) -> Store:
