@@ -20,6 +20,7 @@ _REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), ("the disk is full", "free some space, then run this again")),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ("may not be written", _ELSEWHERE)),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), ("a file is in the way of a folder", _ELSEWHERE)),
+    errno.EIO: ("the disk failed", "look what the system's log says of the disk, or choose another place"),
     errno.EISDIR: ("a folder is in the way of a file", _ELSEWHERE),
     errno.EFBIG: ("the file would be too large for this disk", "ask for less, as with fewer data.views"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),

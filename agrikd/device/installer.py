@@ -181,8 +181,10 @@ def recover(store: Store) -> None:
 
 
 def roll_back(store: Store, reason: str) -> None:
-    """End what is pending; what served before serves again."""
+    """End what is pending; what served before serves again. What was committed stays so, whatever failed after."""
     state = store.state
+    if state.phase not in PENDING:
+        return
     if state.phase == "TRIAL" and store.linked("current") == state.release != state.back:
         store.switch("current", state.back)
     store.move("ROLLED_BACK", reason=reason)

@@ -203,15 +203,15 @@ class Store:
         with files.replacing_folder(folder) as temporary:
             for one in release.files:
                 os.link(self._blob(one), temporary / one.name)
-            shutil.copyfile(self.folder / "incoming" / "release.dsse", temporary / "release.dsse")
+            (temporary / "release.dsse").write_bytes((self.folder / "incoming" / "release.dsse").read_bytes())
             files.sync(temporary / "release.dsse")
             files.sync(temporary)
 
     def clear_incoming(self, keep: Release | None = None) -> None:
-        """Remove what was received, but for the chunks of one release."""
+        """Remove what was received, but for the chunks of one release that are what they were."""
         kept = {digest for one in keep.files for digest in one.chunks} if keep else set()
         for path in (self.folder / "incoming").iterdir():
-            if path.name not in kept:
+            if path.name not in kept or not _is(path, path.name):
                 path.unlink()
 
     def _join(self, one: File) -> None:
