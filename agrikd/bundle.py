@@ -8,6 +8,7 @@ payload, and takes that in chunks of which it knows the hash.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ _FIRST = "release.dsse"
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_MEND = "pack it again: agrikd bundle pack"
+_RESERVED = ("release.dsse", "choice.json")
+"""What a device writes beside a release's own files."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -104,18 +108,17 @@ class Release:
         try:
             said = json.loads(payload)
             if said["schema"] != SCHEMA:
-                wrong = f"has the schema {said['schema']}, this agrikd reads {SCHEMA}"
-                raise InputError(Problem(where, wrong, "update agrikd on this machine"))
+                other = f"has the schema {said['schema']}, this agrikd reads {SCHEMA}"
+                raise InputError(Problem(where, other, "update agrikd on this machine"))
             release = cls._from_json(said)
-            same = release.payload() == payload
+            wrong = list(release._contradictions())
+            if release.payload() != payload:
+                wrong.append("is not in canonical form")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            wrong = f"is no release ({type(error).__name__}: {error})"
-            raise InputError(Problem(where, wrong, "pack it again: agrikd bundle pack")) from None
-        problems = [Problem(where, wrong, "pack it again: agrikd bundle pack") for wrong in release._contradictions()]
-        if not same:
-            problems.append(Problem(where, "is not in canonical form", "pack it again: agrikd bundle pack"))
-        if problems:
-            raise InputError(problems)
+            broken = f"is no release ({type(error).__name__}: {error})"
+            raise InputError(Problem(where, broken, _MEND)) from None
+        if wrong:
+            raise InputError([Problem(where, one, _MEND) for one in wrong])
         return release
 
     @classmethod
@@ -138,8 +141,8 @@ class Release:
         names = [one.name for one in self.files]
         if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in (self.name, *names)):
             yield "has a name that is not of lower-case letters, digits, dots and dashes"
-        if len({*names, _FIRST}) != len(names) + 1 or not 1 <= len(names) <= MAX_FILES:
-            yield f"names a file twice, or none, or more than {MAX_FILES}"
+        if len({*names, *_RESERVED}) != len(names) + len(_RESERVED) or not 1 <= len(names) <= MAX_FILES:
+            yield f"names a file twice, or none, or more than {MAX_FILES}, or one that is reserved"
         if type(self.seq) is not int or not 0 <= self.seq < 2**63:
             yield "has a seq that is no whole number from 0"
         if not all(_whole(one) for one in self.files):
@@ -148,8 +151,8 @@ class Release:
             yield f"is larger than {MAX_BYTES} bytes"
         if missing := {self.answers, *self.probes, *(one.file for one in self.artefacts)} - set(names):
             yield f"lacks {', '.join(sorted(map(str, missing)))}"
-        if not self.artefacts or not self.probes:
-            yield "has no model, or no probe"
+        if "fp32" not in {one.precision for one in self.artefacts} or not self.probes:
+            yield "has no model in fp32, or no probe"
         if any(len(labels) != len(self.spec.classes) for labels in self.labels.values()):
             yield f"has labels that are not one for each of the {len(self.spec.classes)} classes"
 
@@ -229,10 +232,13 @@ class Bundle:
     def _wrong(self, place: int, one: File) -> str:
         if self._at(self._starts[place] - _BLOCK, _BLOCK) != _header(one.name, one.size_bytes):
             return "its header is not the one that the release makes"
-        chunks = [self.chunk(place, number) for number in range(len(one.chunks))]
-        if any(files.sha256(data) != known for data, known in zip(chunks, one.chunks, strict=True)):
-            return "its bytes are not those that were signed"
-        if files.sha256(b"".join(chunks)) != one.sha256:
+        whole = hashlib.sha256()
+        for number, known in enumerate(one.chunks):
+            data = self.chunk(place, number)
+            if files.sha256(data) != known:
+                return "its bytes are not those that were signed"
+            whole.update(data)
+        if whole.hexdigest() != one.sha256:
             return "its SHA-256 is not that of its chunks"
         padding = -one.size_bytes % _BLOCK
         return "has bytes behind its end" if any(self._at(self._starts[place] + one.size_bytes, padding)) else ""
@@ -262,8 +268,12 @@ class Bundle:
         return starts
 
     def _at(self, start: int, count: int) -> bytes:
-        self._file.seek(start)
-        data = self._file.read(count)
+        try:
+            self._file.seek(start)
+            data = self._file.read(count)
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror})"
+            raise InputError(Problem(str(self.path), wrong, "copy it from another stick")) from None
         if len(data) != count:
             raise InputError(Problem(str(self.path), "is cut short", "copy it again"))
         return data
@@ -274,7 +284,7 @@ def require_newer(release: Release, floor: int, where: str) -> None:
     if release.seq < floor:
         raise TrustError(
             f"{where}: {release.name} has the seq {release.seq}, this device has had {floor}\n"
-            "    → pack a newer one; to go back on purpose: agrikd keys permit, or --allow-downgrade on the device"
+            "    → pack a newer one; to go back on purpose: agrikd bundle permit, or --allow-downgrade on the device"
         )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PASSPHRASE = "AGRIKD_PASSPHRASE"
 """The environment variable with the passphrase of an encrypted signing key."""
 _PUBLIC_BYTES = 32
+_MOST_SIGNATURES = 16
+"""Each costs time before anything is trusted."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Envelope:
         """Raises `InputError` naming `where` if the bytes are no envelope."""
         try:
             said: dict[str, Any] = json.loads(data)
-            signatures = tuple((str(one["keyid"]), _bytes(one["sig"])) for one in said["signatures"])
+            if len(said["signatures"]) > _MOST_SIGNATURES:
+                raise ValueError(f"it has more than {_MOST_SIGNATURES} signatures")
+            signatures = tuple((str(one["keyid"])[:64], _bytes(one["sig"])) for one in said["signatures"])
             return cls(str(said["payloadType"]), _bytes(said["payload"]), signatures)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             wrong = f"is no signed envelope ({type(error).__name__}: {error})"
@@ -50,8 +54,8 @@ class Envelope:
 
     def signers(self, keys: dict[str, bytes]) -> frozenset[str]:
         """The ids of those `keys` (id: 32 bytes) whose signature holds."""
-        held = ((name, signature) for name, signature in self.signatures if name in keys)
-        return frozenset(name for name, signature in held if _holds(keys[name], signature, self._signed()))
+        signed, held = self._signed(), dict(self.signatures)
+        return frozenset(name for name in keys.keys() & held.keys() if _holds(keys[name], held[name], signed))
 
     def _signed(self) -> bytes:
         """PAE(type, body) of DSSE's protocol, section "Signature Definition"."""

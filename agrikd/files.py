@@ -155,6 +155,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file, whatever its size; raises `OSError`."""
+    made = hashlib.sha256()
+    with path.open("rb") as data:
+        while part := data.read(2**20):
+            made.update(part)
+    return made.hexdigest()
+
+
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form (sorted keys, no spaces): the same value, the same digest."""
     return sha256(canonical(value))

@@ -89,7 +89,6 @@ class _Talk:
 
     def run(self) -> Outcome:
         """Until the device has said how it ended, or nothing has moved for `patience_s`."""
-        begun = time.monotonic()
         while True:
             try:
                 self._once()
@@ -101,9 +100,8 @@ class _Talk:
                 break
             self.outcome.cuts += 1
             pause = _PAUSES_S[min(self.outcome.cuts, len(_PAUSES_S)) - 1]
-            self.report(self.outcome.host, f"the link broke; again in {pause:g} s", None)
+            self.report(self.outcome.host, f"{self.outcome.reason}; again in {pause:g} s", None)
             time.sleep(min(pause, self.options.patience_s))
-        self.outcome.seconds = time.monotonic() - begun
         return self.outcome
 
     def _once(self) -> None:
@@ -189,9 +187,15 @@ class _Talk:
         wire.say(done=True)
 
     def _follow(self, wire: Wire, said: dict[str, Any]) -> None:
+        """Until the device has decided; what nobody there works on any more is no progress."""
+        phase = ""
         while said["phase"] not in ("COMMITTED", "ROLLED_BACK"):
-            self.report(self.outcome.host, f"{said['phase'].lower()}: the device builds and tries it", None)
-            self.progress_at = time.monotonic()
+            if said["phase"] != phase or said.get("working"):
+                self.progress_at = time.monotonic()
+            elif time.monotonic() - self.progress_at > self.options.patience_s:
+                raise DeviceError(f"is {phase}, and nothing moves: see its status and its log")
+            phase = str(said["phase"])
+            self.report(self.outcome.host, f"{phase.lower()}: the device builds and tries it", None)
             said = self._hear(wire)
         self.outcome.phase = said["phase"]
         self.outcome.reason = "it serves already" if said.get("already") else str(said["reason"])
@@ -207,12 +211,15 @@ class _Talk:
 
 def flash(host: str, bundle: Path, options: Options, report: Report) -> Outcome:
     """Bring a bundle to one host; never raises for what happens there or on the way."""
-    talk = _Talk(bundle, options, report, Outcome(host))
+    talk, begun = _Talk(bundle, options, report, Outcome(host)), time.monotonic()
     try:
-        return talk.run()
-    except (AgriKDError, KeyError, ValueError, TypeError) as error:
+        talk.run()
+    except AgriKDError as error:
         talk.outcome.phase, talk.outcome.reason = "REFUSED", str(error)
-        return talk.outcome
+    except Exception as error:  # one host that makes no sense must not end the flash of the others
+        talk.outcome.phase, talk.outcome.reason = "UNREACHABLE", f"{type(error).__name__}: {error}"
+    talk.outcome.seconds = time.monotonic() - begun
+    return talk.outcome
 
 
 def waves(hosts: Sequence[str], canaries: int, size: int) -> list[list[str]]:

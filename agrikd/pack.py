@@ -172,4 +172,7 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def _now() -> int:
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+    said = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if said and not said.isdecimal():
+        raise InputError(Problem("$SOURCE_DATE_EPOCH", f"is {said!r}", "seconds since 1970, or leave it unset"))
+    return int(said or time.time())

@@ -90,8 +90,11 @@ def rotate(old: Root, signers: Iterable[Key], add: Iterable[bytes], remove: Iter
 
 
 def successor(old: Root, envelope: Envelope, where: str) -> Root:
-    """The root that replaces `old`; raises `TrustError` unless it is the next one and both have signed it."""
+    """The root in force after `old` is shown another: `old` itself, if that is no newer; raises `TrustError` unless it
+    is the next one and both have signed it."""
     new = Root.from_envelope(envelope, where)
+    if new.version <= old.version:
+        return old
     if new.version != old.version + 1:
         raise TrustError(f"{where}: is root {new.version}, expected root {old.version + 1}")
     old.require(envelope, KIND, f"{where}, by root {old.version}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import time
 from typing import IO, Any
 
 from agrikd.errors import AgriKDError
@@ -16,6 +17,8 @@ PROTOCOL = 1
 """Of flash and device: what they say to each other."""
 MAX_BYTES = 8 * 2**20
 _HEAD = 5
+_GRACE_S, _SLOWEST_BYTES_S = 60.0, 500.0
+"""A frame that has begun ends in this time and at this rate: a byte now and then keeps no conversation alive."""
 
 
 class WireError(AgriKDError):
@@ -26,21 +29,21 @@ class Patient:
     """Reads a pipe as bytes come, and gives up on one that is silent for `seconds`: a dead link looks so."""
 
     def __init__(self, stream: IO[bytes], seconds: float) -> None:
-        self._stream, self._seconds = stream.fileno(), seconds
+        self._stream, self._seconds, self._poll = stream.fileno(), seconds, select.poll()
+        self._poll.register(self._stream, select.POLLIN)
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes, empty at the end; raises `OSError` after the silence."""
-        if not select.select([self._stream], [], [], self._seconds)[0]:
+        if not self._poll.poll(1000 * self._seconds):
             raise TimeoutError(f"nothing was heard for {self._seconds:g} s")
         return os.read(self._stream, count)
 
 
 class Wire:
-    """A conversation over a pair of binary streams; `bytes_sent` and `bytes_received` count all of it."""
+    """A conversation over a pair of binary streams."""
 
     def __init__(self, reader: IO[bytes] | Patient, writer: IO[bytes]) -> None:
         self._reader, self._writer = reader, writer
-        self.bytes_sent = self.bytes_received = 0
 
     def say(self, **what: Any) -> None:
         """Send a JSON object."""
@@ -57,13 +60,13 @@ class Wire:
             raise WireError("the other side sent bytes where words were expected")
         return found
 
-    def receive(self) -> dict[str, Any] | bytes:
-        """The next frame; raises `WireError` where there is none."""
-        head = self._exactly(_HEAD)
+    def receive(self, most: int = MAX_BYTES) -> dict[str, Any] | bytes:
+        """The next frame, of at most so many bytes; raises `WireError` where there is none, or it does not end."""
+        head = self._exactly(_HEAD, float("inf"))
         kind, length = head[:1], int.from_bytes(head[1:], "big")
-        if kind not in (b"J", b"B") or length > MAX_BYTES:
+        if kind not in (b"J", b"B") or length > most:
             raise WireError(f"the other side does not speak agrikd's protocol: it sent {head!r}")
-        data = self._exactly(length)
+        data = self._exactly(length, time.monotonic() + _GRACE_S + length / _SLOWEST_BYTES_S)
         if kind == b"B":
             return data
         try:
@@ -74,9 +77,11 @@ class Wire:
             raise WireError("the other side sent JSON that is no object")
         return said
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, end: float) -> bytes:
         parts, left = [], count
         while left:
+            if time.monotonic() > end:
+                raise WireError("the other side takes too long over a frame")
             try:
                 part = self._reader.read(left)
             except (OSError, ValueError) as error:
@@ -85,7 +90,6 @@ class Wire:
                 raise WireError("the link is closed")
             parts.append(part)
             left -= len(part)
-            self.bytes_received += len(part)
         return b"".join(parts)
 
     def _send(self, kind: bytes, data: bytes) -> None:
@@ -94,4 +98,3 @@ class Wire:
             self._writer.flush()
         except (OSError, ValueError) as error:
             raise WireError(f"the link broke ({error})") from None
-        self.bytes_sent += _HEAD + len(data)

@@ -174,6 +174,7 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, noise: 
         ({"name": "Leaf/.."}, "lower-case"),
         ({"probes": ()}, "no probe"),
         ({"artefacts": ()}, "no model"),
+        ({"files": (File.of("choice.json", b""),)}, "reserved"),
         ({"answers": "gone.json"}, "lacks gone.json"),
         ({"labels": {"es": ("uno",)}}, "one for each of the 2 classes"),
     ],

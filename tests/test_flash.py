@@ -225,6 +225,25 @@ def test_while_another_installation_runs_it_waits(farm: Farm, packed: Pack) -> N
     assert farm.flash("field-1", packed(1)).good
 
 
+def test_a_host_that_makes_no_sense_ends_alone(farm: Farm, packed: Pack, tmp_path: Path) -> None:
+    """A device that says a number where a phase is expected, and a machine without ssh."""
+    odd = tmp_path / "odd"
+    frames = b""
+    for said in ({"protocol": 1, "kind": "x", "current": ""}, {"missing": []}, {"phase": 7}, {"phase": []}):
+        data = json.dumps(said).encode()
+        frames += b"J" + len(data).to_bytes(4, "big") + data
+    (tmp_path / "frames").write_bytes(frames)
+    odd.write_text(f"#!/bin/sh\ncat {tmp_path}/frames; sleep 1\n")
+    odd.chmod(0o755)
+    farm.add("good")
+    outcomes = flash.flash_all(
+        [["a"]], packed(1), replace(farm.options, ssh=(str(odd),), patience_s=1), lambda *_: None, 1
+    )
+    assert outcomes[0].phase == "UNREACHABLE" and outcomes[0].seconds > 0
+    outcomes = flash.flash_all([["a"]], packed(1), replace(farm.options, ssh=("no-such-ssh",)), lambda *_: None, 1)
+    assert "FileNotFoundError" in outcomes[0].reason
+
+
 def test_a_host_that_is_not_there(farm: Farm, packed: Pack) -> None:
     done = farm.flash("field-9", packed(1), ssh=("sh", "-c", "echo no route >&2; exit 255"), patience_s=0.3)
     assert done.phase == "UNREACHABLE" and "no route" in done.reason and done.cuts >= 1

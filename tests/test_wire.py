@@ -27,7 +27,6 @@ def test_what_is_said_is_heard(said: list[bytes | dict[str, Any]]) -> None:
         out.send(one) if isinstance(one, bytes) else out.say(**one)
     heard = Wire(io.BytesIO(stream.getvalue()), io.BytesIO())
     assert [heard.receive() for _ in said] == said
-    assert heard.bytes_received == out.bytes_sent == len(stream.getvalue())
     with pytest.raises(WireError, match="closed"):
         heard.receive()
 

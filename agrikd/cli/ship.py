@@ -70,10 +70,13 @@ def keys_rotate(
     Example: agrikd keys rotate root-1.json --key old.key --key new.key --add new.key.pub --out root-2.json
     """
     from agrikd import dsse, files, trust
+    from agrikd.errors import InputError, Problem
 
     old = trust.Root.read(root)
     signers, added = [dsse.Key.read(path) for path in key], [dsse.read_public(path) for path in add or ()]
     made = trust.rotate(old, signers, added, remove or (), threshold)
+    if out.exists():
+        raise InputError(Problem(str(out), "exists", "choose another name: devices may need the older one"))
     files.write_bytes(out, made.to_bytes())
     console.say(f"root {old.version + 1}: {out}; each device takes it with the next flash that names it")
 
@@ -166,13 +169,14 @@ def flash(
 
     Example: agrikd flash orchard-1 orchard-2 coffee.akb --dry-run
     """
+    from agrikd import files
     from agrikd import flash as flashing
     from agrikd.cli._flashing import asked, shown
 
     plan = asked(hosts, inventory, canaries, wave)
     ssh = (*flashing.SSH, "-F", str(ssh_config)) if ssh_config else flashing.SSH
-    roots = tuple(path.read_bytes() for path in root or ())
-    allowed = permission.read_bytes() if permission else None
+    roots = tuple(files.read_bytes(path) for path in root or ())
+    allowed = files.read_bytes(permission) if permission else None
     options = flashing.Options(ssh, roots=roots, permission=allowed, dry_run=dry_run, patience_s=patience_s)
     outcomes = shown(plan, options, max_failed, as_json)
     if not all(one.good for one in outcomes):

@@ -19,14 +19,14 @@ from typing import Any
 from agrikd import console
 from agrikd.device import installer
 from agrikd.device.child import Child, Limits
-from agrikd.device.store import PENDING, Store
+from agrikd.device.store import PENDING, BusyError, Store
 from agrikd.errors import AgriKDError, DeviceError
 from agrikd.wire import Wire, WireError
 
 _TICK_S = 0.1
 _LONGEST_PAUSE_S = 30.0
-_ADVANCE_EVERY_S = 2.0
-"""Between two tries to end an installation: the lock may be held, or the disk full."""
+_AGAIN_S = 2.0
+"""Between two tries to recover, or to end an installation: the lock may be held, or the disk full."""
 
 
 class Agent:
@@ -41,20 +41,44 @@ class Agent:
         self._failures, self._not_before, self._why = 0, 0.0, ""
         self._asking = threading.RLock()
         self._advancing: subprocess.Popen[bytes] | None = None
-        self._advance_at = 0.0
+        self._advance_at = self._recover_at = 0.0
+        self._recovered, self._said = False, ""
 
     def run(self) -> None:
-        """Until `stop`; what is on the way is ended, what has begun is left to the next start."""
-        with contextlib.suppress(DeviceError), self._store.locked():
-            installer.recover(self._store)
-        with self._listening() as door:
-            threading.Thread(target=self._answer_all, args=(door,), daemon=True).start()
+        """Until `stop`; what is on the way is ended, what has begun is left to the next start. Whatever the disk
+        refuses, what serves goes on serving. Raises `BusyError` where the store has an agent."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._store.locked("agent.lock", "agent"))
+            except OSError as error:  # a disk that may not be written: better two agents than none
+                console.say(f"{self._store.folder}: {error}")
+            held.enter_context(self._listening())
             try:
                 while not self.stop.wait(_TICK_S):
-                    self._follow()
-                    self._go_on()
+                    self._round()
             finally:
                 self._end()
+
+    def _round(self) -> None:
+        for step in (self._recover, self._follow, self._go_on):
+            try:
+                step()
+            except (AgriKDError, OSError) as error:
+                self._say(str(error))
+
+    def _recover(self) -> None:
+        """Once, as soon as nobody else changes the store."""
+        if not self._recovered and time.monotonic() >= self._recover_at:
+            self._recover_at = time.monotonic() + _AGAIN_S
+            with contextlib.suppress(BusyError), self._store.locked():
+                installer.recover(self._store)
+                self._recovered = True
+
+    def _say(self, what: str) -> None:
+        """What is new; ten times a second the same would fill a log."""
+        if what != self._said:
+            self._said = what
+            console.say(what)
 
     def health(self) -> dict[str, Any]:
         """wanted: what `current` points to. serving: what answers. failures, why: of what is wanted but does not."""
@@ -127,31 +151,41 @@ class Agent:
         if self._advancing is not None and self._advancing.poll() is None:
             return
         if self._store.state.phase in PENDING and time.monotonic() >= self._advance_at:
-            self._advance_at = time.monotonic() + _ADVANCE_EVERY_S
+            self._advance_at = time.monotonic() + _AGAIN_S
+            if self._store.busy:
+                return
             limits = [f"{value:g}" for value in asdict(self._limits).values()]
             words = [sys.executable, "-m", "agrikd.device.advance", str(self._store.folder), *limits]
             self._advancing = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[socket.socket]:
+    def _listening(self) -> Iterator[None]:
+        """A socket that answers; a disk that takes none costs the answers, not the agent."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            self._store.socket.unlink(missing_ok=True)
-            door.bind(str(self._store.socket))
-            self._store.socket.chmod(0o600)
-            door.listen()
-            yield door
+            try:
+                self._store.socket.unlink(missing_ok=True)
+                door.bind(str(self._store.socket))
+                self._store.socket.chmod(0o600)
+                door.listen()
+                threading.Thread(target=self._answer_all, args=(door,), daemon=True).start()
+            except OSError as error:
+                console.say(f"{self._store.socket}: nobody can ask this agent ({error})")
+            yield
 
     def _answer_all(self, door: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # closed at the end
-            while True:
+        while not self.stop.is_set():
+            try:
                 link, _ = door.accept()
-                threading.Thread(target=self._answer, args=(link,), daemon=True).start()
+            except OSError:  # closed at the end, or too many files are open
+                time.sleep(_TICK_S)
+                continue
+            threading.Thread(target=self._answer, args=(link,), daemon=True).start()
 
     def _answer(self, link: socket.socket) -> None:
         link.settimeout(self._limits.answer_s)
         with link, link.makefile("rb") as reader, link.makefile("wb") as writer:
             wire = Wire(reader, writer)
-            with contextlib.suppress(WireError):
+            with contextlib.suppress(WireError, ValueError, TypeError):
                 asked = wire.hear()
                 wire.say(**(self._probe(int(asked["probe"])) if "probe" in asked else self.health()))
 
@@ -169,4 +203,5 @@ class Agent:
             for one in (self._serving, self._starting):
                 if one:
                     one[1].stop()
-        self._store.socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._store.socket.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from agrikd.errors import DeviceError
 from agrikd.predict._engines import peak_mib
 from agrikd.wire import Wire, WireError
 
-_TICK_S = 0.05
+_TICK_S, _PATIENCE_S = 0.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Child:
 
     def probe(self, rounds: int) -> Answer:
         """What it says of the release's probes; raises `DeviceError` where it does not."""
+        self._drain()
         end = time.monotonic() + self._limits.answer_s
         try:
             self._wire.say(probe=rounds)
@@ -85,17 +87,26 @@ class Child:
 
     def watch(self) -> None:
         """Raise `DeviceError` if it has ended or uses too much memory."""
+        self._drain()
         self._watch(float("inf"), "")
 
     def stop(self) -> None:
-        """End it, and take its pipes back."""
-        self._process.kill()
-        self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+        """End it, with what it has started, and take its pipes back; one that the kernel holds is left behind."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE_S)
+            for thread in self._threads:
+                thread.join(_PATIENCE_S)
+            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+                with contextlib.suppress(OSError):
+                    stream.close()  # type: ignore[union-attr]
+
+    def _drain(self) -> None:
+        """An answer that came too late is an answer to nothing."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._heard.get_nowait()
 
     def _taken(self, said: dict[str, Any]) -> dict[str, Any]:
         if "failed" in said:
@@ -103,15 +114,15 @@ class Child:
         return said
 
     def _watch(self, end: float, what: str) -> None:
+        if self.why:
+            raise DeviceError(self.why)
         used = peak_mib(self._process.pid)
         if used > self._limits.memory_mib:
             self._fail(f"the model used {used:.0f} MiB, {self._limits.memory_mib:.0f} at most")
         if time.monotonic() > end:
             self._fail(f"the model {what} in time")
-        if self._process.poll() is not None:
-            self._threads[0].join(1)  # its last frame may say more than its end
-            if self._heard.empty():
-                self._fail(self._last_words())
+        if not self._threads[0].is_alive() and self._heard.empty():  # its last frame may say more than its end
+            self._fail(self._last_words())
 
     def _fail(self, why: str) -> None:
         self.why = self.why or why
@@ -119,8 +130,11 @@ class Child:
         raise DeviceError(self.why)
 
     def _last_words(self) -> str:
-        code = self._process.wait()
-        self._threads[1].join(1)
+        try:
+            code = self._process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return "the model's process says what is no answer"
+        self._threads[1].join(_PATIENCE_S)
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         words = " / ".join(word for word in self._words if word)
         return f"the model's process {ended}" + (f": {words}" if words else "")
@@ -132,5 +146,6 @@ class Child:
 
     def _read_words(self) -> None:
         assert self._process.stderr
-        for line in self._process.stderr:
-            self._words.append(line.decode(errors="replace").strip()[-300:])
+        with contextlib.suppress(ValueError, OSError):  # closed under it
+            while line := self._process.stderr.readline(10_000):
+                self._words.append(line.decode(errors="replace").strip()[-300:])

@@ -26,7 +26,7 @@ from agrikd.device.probes import Answer
 from agrikd.device.question import ask
 from agrikd.device.store import PENDING, Store
 from agrikd.dsse import Envelope
-from agrikd.errors import DeviceError, InputError, Problem, StorageError, TrustError
+from agrikd.errors import AgriKDError, DeviceError, InputError, Problem, StorageError, TrustError
 from agrikd.trust import Root
 
 PERMISSION = "application/vnd.agrikd.permission+json"
@@ -78,22 +78,23 @@ def accept(
     """
     release = bundle.trusted(envelope, root, "the offered release")
     _require_fit(release)
-    if not local:
-        _require_newer(store, release, root, permission)
+    if store.state.phase in PENDING:
+        mend = "wait until it is done; without an agent it never is: start agrikd-agent"
+        raise DeviceError(f"{store.state.release} is being installed\n    → {mend}")
     if store.linked("current") == release.id and store.whole(release.id):
         return None
-    if store.state.phase in PENDING:
-        raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
+    if not local:
+        _require_newer(store, release, root, permission)
     return release
 
 
 def begin(store: Store, envelope: bytes, release: Release) -> None:
     """Make room for an accepted release; raises `StorageError`, with what was received of it still there."""
-    store.tidy()
+    recover(store)
     store.drop_damaged(release)
     store.clear_incoming(keep=release)
     store.collect()
-    needed = int(_ROOM * release.size_bytes)
+    needed = int(_ROOM * release.size_bytes) - store.held_bytes(release)
     if shutil.disk_usage(store.folder).free < needed:
         said = f"{store.folder}: {release.name} needs {needed / 1e6:.0f} MB"
         raise StorageError(f"{said}, and so much is not free\n    → free some space")
@@ -124,7 +125,7 @@ def _require_fit(release: Release) -> None:
 
 
 def _require_newer(store: Store, release: Release, root: Root, permission: bytes | None) -> None:
-    floor = _floor(store, release.name)
+    floor = store.floors.get(release.name, 0)
     if permission is not None and release.seq < floor:
         where = "the permission"
         said = json.loads(root.require(Envelope.from_bytes(permission, where), PERMISSION, where))
@@ -134,12 +135,6 @@ def _require_newer(store: Store, release: Release, root: Root, permission: bytes
             f"{where} is for {said}, not for {release.name} {release.seq} on a device that has had {floor}"
         )
     bundle.require_newer(release, floor, "the offered release")
-
-
-def _floor(store: Store, name: str) -> int:
-    """The highest seq of this name that was committed, as far as state.json or what serves can tell."""
-    serving = [store.release(one) for one in map(store.linked, ("current", "previous")) if one and store.whole(one)]
-    return max([store.state.floors.get(name, 0), *(one.seq for one in serving if one.name == name)])
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -158,14 +153,17 @@ def advance(store: Store, limits: Limits) -> None:
             store.move("TRIAL", back=store.linked("current"), attempts=0)
         if store.state.phase == "TRIAL":
             _try(store, limits)
-    except (DeviceError, InputError, StorageError) as error:
+    except AgriKDError as error:
         roll_back(store, str(error))
+    except Exception as error:  # whatever a release makes this code do, it is the release that goes
+        roll_back(store, f"{type(error).__name__}: {error}")
 
 
 def recover(store: Store) -> None:
     """What every start does first: clear up after a kill, and see to it that what serves is whole.
 
-    A release that lost bytes gives way to the one before it; one that was interrupted too often is not tried again.
+    A release that lost bytes gives way to the one before it, if that is whole; one that was interrupted too often is
+    not tried again.
     """
     store.tidy()
     state = store.state
@@ -175,9 +173,10 @@ def recover(store: Store) -> None:
         roll_back(store, f"it was interrupted {state.attempts} times in {state.phase}")
     current, previous = store.linked("current"), store.linked("previous")
     if current and not store.whole(current):
-        kept = previous if previous and store.whole(previous) else ""
+        kept = previous if previous and store.whole(previous) else current
         store.log("damaged", release=current, instead=kept)
-        store.switch("current", kept)
+        if kept != current:
+            store.switch("current", kept)
 
 
 def roll_back(store: Store, reason: str) -> None:
@@ -193,7 +192,7 @@ def roll_back(store: Store, reason: str) -> None:
 def back_to_previous(store: Store) -> str:
     """A local operator's wish: put the release before this one on trial. Returns its id."""
     previous = store.linked("previous")
-    if not previous or not store.whole(previous):
+    if not previous or previous == store.linked("current") or not store.whole(previous):
         raise InputError(Problem(str(store.folder), "has no release before this one", "flash one"))
     if store.state.phase in PENDING:
         raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
@@ -266,8 +265,8 @@ def _try(store: Store, limits: Limits) -> None:
         raise DeviceError(f"in the live process {wrong}")
     if state.back and state.back != state.release:
         store.switch("previous", state.back)
-    floors = {**state.floors, release.name: max(release.seq, _floor(store, release.name))}
-    store.move("COMMITTED", floors=floors)
+    store.move("COMMITTED")
+    store.raise_floor(release)
     store.collect()
 
 

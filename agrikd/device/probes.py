@@ -45,7 +45,7 @@ def why_not(answer: Answer, folder: Path, release: Release, artefact: Artefact, 
     if not np.isfinite(said).all():
         return "its answers to the probes are not finite numbers"
     off = float(np.abs(said - expected).max())
-    if off > artefact.atol:
+    if not off <= artefact.atol:
         return f"its logits differ from the lab's by {off:.3g}, {artefact.atol:.3g} at most"
     allowed = budget_ms if release.budget_ms is None else min(budget_ms, release.budget_ms)
     if answer.p50_ms > allowed:

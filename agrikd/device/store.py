@@ -3,7 +3,8 @@
 trust/root-N.dsse   the chain of roots            blobs/HASH        files that were verified
 incoming/HASH       chunks of the release that    releases/ID/      release.dsse, links to its blobs, choice.json
                     is being received             current, previous links to a release
-state.json          how far an installation is    lock, agent.sock, engines/, log.jsonl
+state.json          how far an installation is    floors.json         the highest seq by name
+lock, agent.lock, agent.sock, engines/, log.jsonl
 
 Every file is written beside its place, synced and renamed; a link is switched by a rename. So whatever is cut off
 leaves the old or the new, and a name that begins with a dot, which `recover` removes.
@@ -18,7 +19,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class State:
     """How far an installation is.
 
     release: its id. back: the release that served before, for the way back. attempts: how often a trial was begun.
-    reason: why it was rolled back. floors: by name, the highest seq that was ever committed.
+    reason: why it was rolled back.
     """
 
     phase: Phase = "IDLE"
@@ -47,7 +48,6 @@ class State:
     back: str = ""
     attempts: int = 0
     reason: str = ""
-    floors: dict[str, int] = field(default_factory=dict)
 
 
 class BusyError(DeviceError):
@@ -58,6 +58,8 @@ class Store:
     """The folder of a device; made where it is not there."""
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "trust").is_dir():
+            raise InputError(Problem(str(folder), "holds other things than a device's store", "name an empty folder"))
         self.folder = folder
         self.socket = folder / "agent.sock"
         self.engines = folder / "engines"
@@ -65,15 +67,23 @@ class Store:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Raises `BusyError` while another process changes the store."""
-        with (self.folder / "lock").open("w") as lock:
+    def locked(self, name: str = "lock", by: str = "installation") -> Iterator[None]:
+        """Raises `BusyError` while another process changes the store, or is its agent."""
+        with (self.folder / name).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = f"{self.folder}: another installation is running\n    → wait until it is done"
-                raise BusyError(said) from None
+                raise BusyError(f"{self.folder}: another {by} is running\n    → wait until it is done") from None
             yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process changes the store just now."""
+        try:
+            with self.locked():
+                return False
+        except BusyError:
+            return True
 
     # How far
 
@@ -81,16 +91,32 @@ class Store:
     def state(self) -> State:
         """What state.json says; where it is damaged, that nothing is under way. What serves does not depend on it."""
         try:
-            said = json.loads((self.folder / "state.json").read_text())
-            state = State(**said["state"])
-        except (OSError, ValueError, TypeError, KeyError):
+            said = _checked(self.folder / "state.json")
+            return State(**said) if said else State()
+        except TypeError:
             return State()
-        return state if said["crc32"] == _crc(state) else State()
+
+    @property
+    def floors(self) -> dict[str, int]:
+        """By name, the highest seq that was ever committed, as far as floors.json and what serves can tell."""
+        known: dict[str, int] = dict(_checked(self.folder / "floors.json") or {})
+        for name in filter(None, map(self.linked, ("current", "previous"))):
+            if self.whole(name):
+                one = self.release(name)
+                known[one.name] = max(one.seq, known.get(one.name, 0))
+        return known
+
+    def raise_floor(self, release: Release) -> None:
+        """No older release of this name from now on."""
+        known = self.floors
+        _write_checked(
+            self.folder / "floors.json", {**known, release.name: max(release.seq, known.get(release.name, 0))}
+        )
 
     def move(self, phase: Phase, **changes: Any) -> State:
         """Write a new state."""
         state = replace(self.state, phase=phase, **changes)
-        files.write_json(self.folder / "state.json", {"state": asdict(state), "crc32": _crc(state)})
+        _write_checked(self.folder / "state.json", asdict(state))
         self.log(phase, release=state.release, reason=state.reason)
         return state
 
@@ -108,26 +134,31 @@ class Store:
 
     @property
     def root(self) -> Root:
-        """The root in force; raises `InputError` where the device was never given one."""
-        paths = sorted((self.folder / "trust").glob("root-*.dsse"), key=_number)
-        if not paths:
-            mend = "give it one: python -m agrikd.device trust root-1.json"
+        """The root in force; raises `InputError` where the device was never given one, or its disk lost it."""
+        if not (paths := self._roots()):
+            mend = "give it one: python -m agrikd.device trust root-1.dsse"
             raise InputError(Problem(str(self.folder), "trusts nobody", mend))
         return Root.read(paths[-1])
 
-    def trust(self, envelope: bytes, where: str, dry_run: bool = False) -> Root:
+    def trust(self, envelope: bytes, where: str) -> Root:
         """Take a root: the first from whoever sets the device up, each later one only as the successor of the one in
-        force; the one in force, and those before it, are passed over. Returns the root then in force."""
+        force; those that are no newer are passed over. One that the disk lost may be given again. Returns the root then
+        in force."""
         said = Envelope.from_bytes(envelope, where)
-        new = Root.from_envelope(said, where)
-        if any((self.folder / "trust").glob("root-*.dsse")):
-            if new.version <= self.root.version:
-                return self.root
-            successor(self.root, said, where)
-        if not dry_run:
-            files.write_bytes(self.folder / "trust" / f"root-{new.version}.dsse", envelope)
-            self.log("trusts", version=new.version)
+        new, paths = Root.from_envelope(said, where), self._roots()
+        if paths and not _readable(paths[-1]):
+            paths.pop()
+        if paths:
+            old = Root.read(paths[-1])
+            new = successor(old, said, where)
+            if new == old:
+                return old
+        files.write_bytes(self.folder / "trust" / f"root-{new.version}.dsse", envelope)
+        self.log("trusts", version=new.version)
         return new
+
+    def _roots(self) -> list[Path]:
+        return sorted((self.folder / "trust").glob("root-*.dsse"), key=_number)
 
     # What
 
@@ -157,7 +188,11 @@ class Store:
         """What a release's folder says of itself. It was held against its signature when it came in; the keys may have
         changed since."""
         path = self.path(name) / "release.dsse"
-        return Release.from_payload(Envelope.from_bytes(files.read_bytes(path), str(path)).payload, str(path))
+        try:
+            envelope = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(Problem(str(path), "is not there", "flash the release again")) from None
+        return Release.from_payload(Envelope.from_bytes(envelope, str(path)).payload, str(path))
 
     def whole(self, name: str) -> bool:
         """Whether a release is there with all its bytes."""
@@ -165,6 +200,8 @@ class Store:
             found = self.release(name)
         except InputError:
             return False
+        except OSError:
+            return True
         return found.id == name and all(_is(self.path(name) / one.name, one.sha256) for one in found.files)
 
     # Chunks and blobs
@@ -195,17 +232,33 @@ class Store:
             temporary.replace(path)
 
     def assemble(self, release: Release) -> None:
-        """Make blobs of the chunks and a folder of links to them; a damaged chunk goes, and is an `InputError`."""
+        """Make blobs of the chunks and a folder of links to them; of a folder that is there, mend what is damaged.
+
+        Raises `InputError` where chunks are damaged, and removes these.
+        """
         for one in release.files:
             if not self._blob(one).exists():
                 self._join(one)
-        folder = self.path(release.id)
+        envelope, folder = (self.folder / "incoming" / "release.dsse").read_bytes(), self.path(release.id)
+        if folder.exists():
+            for one in release.files:
+                if not _is(folder / one.name, one.sha256):
+                    self._mend(one, folder)
+            files.write_bytes(folder / "release.dsse", envelope)
+            return
         with files.replacing_folder(folder) as temporary:
             for one in release.files:
                 os.link(self._blob(one), temporary / one.name)
-            (temporary / "release.dsse").write_bytes((self.folder / "incoming" / "release.dsse").read_bytes())
+            (temporary / "release.dsse").write_bytes(envelope)
             files.sync(temporary / "release.dsse")
             files.sync(temporary)
+
+    def _mend(self, one: File, folder: Path) -> None:
+        temporary = folder / f".{one.name}"
+        temporary.unlink(missing_ok=True)
+        os.link(self._blob(one), temporary)
+        temporary.replace(folder / one.name)
+        files.sync(folder)
 
     def clear_incoming(self, keep: Release | None = None) -> None:
         """Remove what was received, but for the chunks of one release that are what they were."""
@@ -216,13 +269,13 @@ class Store:
 
     def _join(self, one: File) -> None:
         chunks = [self.folder / "incoming" / digest for digest in one.chunks]
+        if lost := [path for path in chunks if not path.exists() or not _is(path, path.name)]:
+            for path in lost:
+                path.unlink(missing_ok=True)
+            raise InputError(Problem(one.name, "has a chunk that the disk lost", "send it again"))
         with files.replacing(self._blob(one)) as temporary, temporary.open("wb") as out:
             for path in chunks:
-                data = path.read_bytes() if path.exists() else b""
-                if files.sha256(data) != path.name:
-                    path.unlink(missing_ok=True)
-                    raise InputError(Problem(one.name, "has a chunk that the disk lost", "send it again"))
-                out.write(data)
+                out.write(path.read_bytes())
 
     def _blob(self, one: File) -> Path:
         return self.folder / "blobs" / one.sha256
@@ -242,43 +295,79 @@ class Store:
         for name in gone:
             self._remove(name)
         for path in (self.folder / "blobs").iterdir():
-            if path.stat().st_nlink == 1:
-                path.unlink()
+            with contextlib.suppress(OSError):
+                if path.stat().st_nlink == 1:
+                    path.unlink()
         return gone
 
     def drop_damaged(self, release: Release) -> None:
-        """Remove what is there of a release but is not what was signed, so that it is received again."""
+        """Remove the blobs of a release that are not what was signed, so that they are received again."""
         for one in release.files:
             if self._blob(one).exists() and not _is(self._blob(one), one.sha256):
                 self._blob(one).unlink()
-        if self.path(release.id).exists() and not self.whole(release.id):
-            self._remove(release.id)
+
+    def held_bytes(self, release: Release) -> int:
+        """How much of a release is there, as blobs or as chunks."""
+        chunks = {path.name: path.stat().st_size for path in (self.folder / "incoming").iterdir()}
+        return sum(
+            one.size_bytes if self._blob(one).exists() else sum(chunks.get(digest, 0) for digest in one.chunks)
+            for one in release.files
+        )
 
     def _remove(self, name: str) -> None:
         """In one step for whoever looks: half a release never bears its name."""
         gone = self.path(f".{name}")
-        self.path(name).rename(gone)
-        shutil.rmtree(gone)
+        with contextlib.suppress(OSError):
+            self.path(name).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a writer left that was killed."""
-        for folder in (self.folder, *(self.folder / name for name in ("trust", "blobs", "incoming", "releases"))):
-            for path in folder.glob(".*"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in self.folder.glob("releases/*/.*"):
-            path.unlink()
+        """Remove what a writer left that was killed; what cannot be removed stays."""
+        own = [self.folder / name for name in ("trust", "blobs", "incoming", "releases")]
+        left = [path for folder in own for path in folder.glob(".*")]
+        left += self.folder.glob("releases/*/.*")
+        for name in (".current", ".previous", ".state.json.*", ".floors.json.*", ".log.jsonl.*"):
+            left += self.folder.glob(name)
+        for path in left:
+            with contextlib.suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def _is(path: Path, sha256: str) -> bool:
+    """Whether a file has these bytes. One that the disk does not give just now may have: that is no reason to leave a
+    release that served well."""
     try:
-        return files.sha256(path.read_bytes()) == sha256
-    except OSError:
+        return files.sha256_of(path) == sha256
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
+
+
+def _readable(path: Path) -> bool:
+    try:
+        Root.read(path)
+    except InputError:
+        return False
+    return True
 
 
 def _number(path: Path) -> int:
     return int(path.stem.partition("-")[2])
 
 
-def _crc(state: State) -> int:
-    return zlib.crc32(files.canonical(asdict(state)))
+def _checked(path: Path) -> dict[str, Any] | None:
+    """What `_write_checked` wrote; None where nothing did, or where it is damaged."""
+    try:
+        said = json.loads(path.read_bytes())
+        held: dict[str, Any] = said["held"]
+        return held if said["crc32"] == zlib.crc32(files.canonical(held)) else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_checked(path: Path, held: dict[str, Any]) -> None:
+    files.write_json(path, {"held": held, "crc32": zlib.crc32(files.canonical(held))})

@@ -6,6 +6,10 @@ stdin: {"probe": rounds} with the logits of the release's probes and the time of
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,11 +26,14 @@ from agrikd.predict._base import Predictor
 from agrikd.types import Image
 from agrikd.wire import Wire, WireError
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main(folder: Path, file: str, engines: Path) -> int:
     """Answer until stdin ends."""
-    wire = Wire(sys.stdin.buffer, sys.stdout.buffer)
-    sys.stdout = sys.stderr  # a library that prints would break the frames
+    _die_with_the_agent()
+    wire = Wire(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # TensorRT prints its warnings to stdout, where they would break the frames
     try:
         payload = Envelope.from_bytes(files.read_bytes(folder / "release.dsse"), str(folder)).payload
         photos = probes.photos(folder, Release.from_payload(payload, str(folder)))
@@ -40,6 +47,12 @@ def main(folder: Path, file: str, engines: Path) -> int:
     except (errors.AgriKDError, ValueError) as error:  # numbers that are not finite are a ValueError
         wire.say(failed=str(error))
         return 1
+
+
+def _die_with_the_agent() -> None:
+    """A model that hangs would not notice that nobody asks any more."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _probe(predictor: Predictor, photos: list[Image], rounds: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from agrikd import files
 
-_KEPT = 4
-"""Engines beyond the newest few are deleted: a device keeps two releases of a model in some precisions."""
+_KEPT = 12
+"""Engines beyond the newest few are deleted: two releases in four precisions are kept, and a third is tried."""
 _PROC = Path("/proc")
 
 

@@ -41,7 +41,7 @@ def test_the_first_and_the_second_release(device: Device, packed: Pack, tmp_path
     assert "serves already" in device.run("install", str(second)).stderr
     assert device.run("rollback").returncode == 0
     assert device.require_whole() == one and device.store.linked("previous").startswith("2-")
-    assert device.store.state.floors == {"leaf": 2}
+    assert device.store.floors == {"leaf": 2}
     device.run("logs", "--bundle", str(tmp_path / "logs.tar.gz"))
     with tarfile.open(tmp_path / "logs.tar.gz") as found:
         names = found.getnames()
@@ -72,14 +72,14 @@ TROUBLES = {
 def test_a_bad_model_is_rolled_back_by_itself(trouble: str, device: Device, packed: Pack) -> None:
     """With the reason in `status`, and what served before serves on, before and after."""
     held, changes, said = TROUBLES[trouble]
-    device.start(replace(QUICK, answer_s=2))
+    device.start(replace(QUICK, answer_s=2 if trouble == "hangs" else 20))
     assert device.run("install", str(packed(1))).returncode == 0
     good = device.require_whole()
     done = device.run("install", str(packed(2, held=contents(**held), **changes)))
     assert done.returncode == 10 and said in done.stderr.replace("\n", " "), done.stderr
     found = json.loads(device.run("status", "--json").stdout)
     assert found["phase"] == "ROLLED_BACK" and said in found["reason"] and found["agent"]["serving"] == good
-    assert device.require_whole() == good and device.store.state.floors == {"leaf": 1}
+    assert device.require_whole() == good and device.store.floors == {"leaf": 1}
     assert device.run("install", str(packed(3, held=contents(WEIGHTS + 2)))).returncode == 0
     assert device.require_whole().startswith("3-")
 
@@ -167,7 +167,7 @@ def _receive(device: Device, opened: Bundle, **how: Any) -> None:
     installer.finish(device.store, made)
 
 
-@pytest.mark.parametrize("phase", ["VERIFIED", "PREPARED", "TRIAL"])
+@pytest.mark.parametrize("phase", ["VERIFIED", "TRIAL"])
 def test_killed_in_a_phase_it_goes_on_after_the_restart(phase: str, device: Device, packed: Pack) -> None:
     """The agent and all its children die as soon as a phase is reached; the next start ends what was begun."""
     device.start()
@@ -182,6 +182,15 @@ def test_killed_in_a_phase_it_goes_on_after_the_restart(phase: str, device: Devi
     device.start()
     assert device.settled().phase == "COMMITTED" and device.require_whole().startswith("2-")
     assert _serving(device).startswith("2-")
+
+
+def test_killed_when_prepared_it_goes_on_after_the_restart(device: Device, packed: Pack) -> None:
+    with Bundle(packed(1)) as opened, device.store.locked():
+        _receive(device, opened)
+        installer._prepare(device.store, QUICK)
+    assert device.store.state.phase == "PREPARED" and device.require_whole() == ""
+    device.start()
+    assert device.settled().phase == "COMMITTED" and device.require_whole().startswith("1-")
 
 
 def test_killed_in_every_trial_it_is_rolled_back(device: Device, packed: Pack) -> None:
@@ -228,7 +237,7 @@ def test_an_older_release_needs_a_permission(device: Device, packed: Pack, key: 
         allowed = files.canonical({"name": "leaf", "seq": 4, "floor": 5})
         _receive(device, opened, permission=dsse.sign(installer.PERMISSION, allowed, [key]).to_bytes())
     assert device.settled().phase == "COMMITTED" and device.require_whole().startswith("4-")
-    assert device.store.state.floors == {"leaf": 5}
+    assert device.store.floors == {"leaf": 5}
     assert device.run("install", str(packed(3)), "--allow-downgrade").returncode == 0
 
 
@@ -276,7 +285,9 @@ def test_a_damaged_release_gives_way_and_is_repaired_by_the_next_install(device:
 def test_a_damaged_state_hides_nothing_that_serves_and_lowers_no_floor(device: Device, packed: Pack) -> None:
     device.start()
     assert device.run("install", str(packed(5))).returncode == 0
-    (device.store.folder / "state.json").write_text((device.store.folder / "state.json").read_text().replace("5", "1"))
+    for name in ("state.json", "floors.json"):
+        path = device.store.folder / name
+        path.write_text(path.read_text().replace("5", "1"))
     assert device.store.state.phase == "IDLE" and device.require_whole().startswith("5-")
     assert device.run("install", str(packed(4, held=contents(WEIGHTS + 1)))).returncode == 9
 
