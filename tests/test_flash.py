@@ -125,7 +125,11 @@ def test_a_dry_run_changes_nothing(farm: Farm, packed: Pack, key: Key, tmp_path:
 
 def _tree(folder: Path) -> dict[str, bytes]:
     held = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in held if path.name not in ("lock", "log.jsonl")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in held
+        if path.name not in ("lock", "agent.lock", "log.jsonl")
+    }
 
 
 @pytest.mark.parametrize("kib", [96, 100, 128, 200, 333, 700])
@@ -211,7 +215,7 @@ def test_a_signed_permission_goes_with_the_flash(farm: Farm, packed: Pack, key: 
 
 def test_without_an_agent_the_device_says_so(farm: Farm, packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     device = farm.add("field-1", start=False)
-    done = farm.flash("field-1", packed(1), patience_s=1)
+    done = farm.flash("field-1", packed(1))
     assert done.phase == "REFUSED" and "no agent is running" in done.reason
     device.start()
     assert device.settled().phase == "COMMITTED"
@@ -221,7 +225,7 @@ def test_while_another_installation_runs_it_waits(farm: Farm, packed: Pack) -> N
     device = farm.add("field-1")
     with device.store.locked():
         done = farm.flash("field-1", packed(1), patience_s=1)
-    assert done.phase == "UNREACHABLE" and "another installation is running" in done.reason and done.cuts >= 2
+    assert done.phase == "UNREACHABLE" and "another installation is running" in done.reason and done.cuts >= 1
     assert farm.flash("field-1", packed(1)).good
 
 
