@@ -114,7 +114,7 @@ class Release:
             wrong = list(release._contradictions())
             if release.payload() != payload:
                 wrong.append("is not in canonical form")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             broken = f"is no release ({type(error).__name__}: {error})"
             raise InputError(Problem(where, broken, _MEND)) from None
         if wrong:

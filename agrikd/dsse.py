@@ -48,7 +48,7 @@ class Envelope:
                 raise ValueError(f"it has more than {_MOST_SIGNATURES} signatures")
             signatures = tuple((str(one["keyid"])[:64], _bytes(one["sig"])) for one in said["signatures"])
             return cls(str(said["payloadType"]), _bytes(said["payload"]), signatures)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             wrong = f"is no signed envelope ({type(error).__name__}: {error})"
             raise InputError(Problem(where, wrong, "copy it again from where it was made")) from None
 

@@ -48,7 +48,7 @@ class Root:
             root = cls(int(said["version"]), int(said["threshold"]), {dsse.key_id(one): one for one in publics})
             if said["schema"] != _SCHEMA or root.version < 1 or not 1 <= root.threshold <= len(root.keys):
                 raise ValueError("its schema, version or threshold is out of range")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InputError(Problem(where, f"is no root of trust ({error})", "make one: agrikd keys new")) from None
         return root
 

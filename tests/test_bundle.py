@@ -199,6 +199,9 @@ def test_a_form_that_is_not_canonical_or_of_another_schema_is_refused() -> None:
         Release.from_payload(files.canonical({**said, "surprise": 1}), "x")
     with pytest.raises(InputError, match="update agrikd"):
         Release.from_payload(files.canonical({**said, "schema": 2}), "x")
+    for spec in ({**said["spec"], "input_size": [8]}, {**said["spec"], "input_size": [1e999, 8]}, [], 7):
+        with pytest.raises(InputError, match="is no release"):
+            Release.from_payload(json.dumps({**said, "spec": spec}).encode(), "x")
     deep = b'{"schema":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     with pytest.raises(InputError):
         Release.from_payload(deep, "x")
