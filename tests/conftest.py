@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,16 @@ def _real(variable: str, default: Path) -> Path:
 def gcc() -> str:
     """A C compiler, for the small libraries that stand in for NVIDIA's."""
     return needed("gcc", "gcc libc6-dev")
+
+
+@pytest.fixture(scope="session")
+def cudart(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
+    subprocess.run(
+        [gcc, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, Path(__file__).parent / "fakes" / "cudart.c"],
+        check=True,
+    )
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ QUICK = Limits(start_s=20, answer_s=5, trial_s=20, memory_mib=1000, budget_ms=50
 WEIGHTS = np.array([[9, -3, 1], [-2, 8, -5], [1, -4, 7]], np.float32)
 
 
-def net(weights: np.ndarray[Any, Any] = WEIGHTS, trouble: str = "") -> bytes:
+def net(weights: np.ndarray[Any, Any] = WEIGHTS, trouble: str = "", precision: str = "fp32") -> bytes:
     """An .onnx file: the mean colour times `weights`. trouble: "hang" never ends, "memory" asks for 2 GB."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -66,7 +66,7 @@ def net(weights: np.ndarray[Any, Any] = WEIGHTS, trouble: str = "") -> bytes:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
     spec = ModelSpec("leaf", "classification", CLASSES, (8, 8))
-    own = {"agrikd": json.dumps(spec.to_json()), "agrikd_parameters": "9", "agrikd_precision": "fp32"}
+    own = {"agrikd": json.dumps(spec.to_json()), "agrikd_parameters": "9", "agrikd_precision": precision}
     helper.set_model_props(model, own)
     return bytes(model.SerializeToString())
 

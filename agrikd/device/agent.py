@@ -134,7 +134,8 @@ class Agent:
     def _start(self, name: str) -> None:
         try:
             file = installer.choice_of(self._store, name).file
-            self._starting = name, Child(self._store.path(name), file, self._store.engines, self._limits)
+            child = Child(self._store.path(name), file, self._store.engines, self._limits, live=True)
+            self._starting = name, child
         except (AgriKDError, OSError, TypeError) as error:
             self._count(name, str(error))
 

@@ -39,12 +39,13 @@ class Limits:
 class Child:
     """A worker for one file of a release's folder; `why` says what ended it."""
 
-    def __init__(self, folder: Path, file: str, engines: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, file: str, engines: Path, limits: Limits, live: bool = False) -> None:
         self._limits = limits
         self._words: deque[str] = deque(maxlen=4)
         self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
         self.why = ""
         words = [sys.executable, "-m", "agrikd.device.worker", str(folder), file, str(engines)]
+        words += ["live"] if live else []
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         assert self._process.stdin and self._process.stdout
@@ -82,7 +83,9 @@ class Child:
             self._fail(self._last_words())
         while True:
             with contextlib.suppress(queue.Empty):
-                return Answer.from_json(self._taken(self._heard.get(timeout=_TICK_S)))
+                answer = Answer.from_json(self._taken(self._heard.get(timeout=_TICK_S)))
+                self.backend = answer.backend
+                return answer
             self._watch(end, "did not answer")
 
     def watch(self) -> None:

@@ -1,4 +1,4 @@
-"""The process that holds the model: python -m agrikd.device.worker FOLDER FILE ENGINES.
+"""The process that holds the model: python -m agrikd.device.worker FOLDER FILE ENGINES [live].
 
 Whatever a model does to it, the agent lives on. It says {"ready": …} when it can answer, then answers what it hears on
 stdin: {"probe": rounds} with the logits of the release's probes and the time of a frame.
@@ -29,15 +29,15 @@ from agrikd.wire import Wire, WireError
 _PR_SET_PDEATHSIG = 1
 
 
-def main(folder: Path, file: str, engines: Path) -> int:
-    """Answer until stdin ends."""
+def main(folder: Path, file: str, engines: Path, live: bool) -> int:
+    """Answer until stdin ends. live: at once, by ONNX Runtime while an engine is built, as after a new TensorRT."""
     _die_with_the_agent()
     wire = Wire(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # TensorRT prints its warnings to stdout, where they would break the frames
     try:
         payload = Envelope.from_bytes(files.read_bytes(folder / "release.dsse"), str(folder)).payload
         photos = probes.photos(folder, Release.from_payload(payload, str(folder)))
-        predictor = open_predictor(folder / file, cache=engines)
+        predictor = open_predictor(folder / file, cache=engines, wait=not live)
         wire.say(ready=predictor.backend)
         while True:
             asked = wire.hear()
@@ -67,4 +67,4 @@ def _probe(predictor: Predictor, photos: list[Image], rounds: int) -> dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:] == ["live"]))

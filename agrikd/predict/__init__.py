@@ -9,14 +9,14 @@ from agrikd.errors import InputError, Problem
 from agrikd.predict._base import Predictor
 
 
-def open_predictor(path: Path, threads: int = 1, cache: Path | None = None) -> Predictor:
+def open_predictor(path: Path, threads: int = 1, cache: Path | None = None, wait: bool = True) -> Predictor:
     """A Run folder (runs in torch) or an exported .onnx file (in TensorRT where it is installed, else ONNX Runtime).
 
-    cache: the folder of TensorRT's engines.
-    Waits until TensorRT's engine is built or has failed, so that all answers come from one backend.
+    cache: the folder of TensorRT's engines. wait: until the engine is built or has failed, so that all answers come
+    from one backend; else ONNX Runtime answers until then.
     """
     if path.suffix == ".onnx":
-        return _exported(path, threads, cache)
+        return _exported(path, threads, cache, wait)
     if path.is_dir():
         from agrikd.predict.torch import TorchPredictor
 
@@ -24,7 +24,7 @@ def open_predictor(path: Path, threads: int = 1, cache: Path | None = None) -> P
     raise InputError(Problem(str(path), "is no model", "expected a Run folder or an .onnx file"))
 
 
-def _exported(path: Path, threads: int, cache: Path | None) -> Predictor:
+def _exported(path: Path, threads: int, cache: Path | None, wait: bool) -> Predictor:
     try:
         importlib.import_module("tensorrt")
     except (ImportError, OSError):
@@ -34,5 +34,6 @@ def _exported(path: Path, threads: int, cache: Path | None) -> Predictor:
     from agrikd.predict.trt import TrtPredictor
 
     predictor = TrtPredictor(path, cache, threads=threads)
-    predictor.wait()
+    if wait:
+        predictor.wait()
     return predictor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exporting.fold(path)
     exporting.describe(path, spec, 1000)
     return path
-
-
-@pytest.fixture(scope="session")
-def cudart(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run([gcc, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, FAKES / "cudart.c"], check=True)
-    return library
 
 
 class Device:

@@ -18,6 +18,7 @@ from agrikd import files
 from agrikd.errors import DeviceError
 from agrikd.predict import _build, open_predictor, trt
 from agrikd.predict._cudart import Cuda
+from agrikd.predict._engines import _KEPT as KEPT
 from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
 from agrikd.predict.ort import OrtPredictor
 from agrikd.predict.trt import TrtPredictor
@@ -118,12 +119,12 @@ def test_another_release_builds_anew(device: Any, model: Path, tmp_path: Path) -
 
 def test_engines_that_are_used_are_kept(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    keys = [dataclasses.replace(KEY, artefact=str(number)) for number in range(6)]
+    keys = [dataclasses.replace(KEY, artefact=str(number)) for number in range(KEPT + 2)]
     for number, key in enumerate(keys):
         cache.keep(key, b"plan")
         os.utime(cache.path(key), (number, number))
         cache.find(keys[0])
-    assert [cache.find(key) is not None for key in keys] == [True, False, False, True, True, True]
+    assert [cache.find(key) is not None for key in keys] == [True, False, False, *[True] * (KEPT - 1)]
 
 
 def test_a_damaged_engine_is_built_anew(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
