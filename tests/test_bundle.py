@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -123,6 +124,51 @@ def test_every_byte_counts(packed: bytes, refused: Callable[[bytes], str]) -> No
     for at in places:
         assert refused(packed[:at] + bytes([packed[at] ^ 0x04]) + packed[at + 1 :]), f"byte {at} was flipped unseen"
     assert len(places) >= 80
+
+
+def _retarred(packed: bytes, change: Callable[[tarfile.TarInfo], None]) -> bytes:
+    """The same members, the model's header changed, as a tar program would write them."""
+    out = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as given,
+        tarfile.open(fileobj=out, mode="w:", format=tarfile.USTAR_FORMAT) as made,
+    ):
+        for member in given.getmembers():
+            data = given.extractfile(member)
+            if member.name == "model.onnx":
+                change(member)
+            made.addfile(member, data if member.isreg() else None)
+    return out.getvalue()
+
+
+def _as(kind: bytes, name: str = "model.onnx", link: str = "") -> Callable[[tarfile.TarInfo], None]:
+    def change(member: tarfile.TarInfo) -> None:
+        member.type, member.name, member.linkname = kind, name, link
+
+    return change
+
+
+TRICKS: dict[str, Callable[[bytes], bytes]] = {
+    "a path above": lambda packed: _retarred(packed, _as(tarfile.REGTYPE, "../../etc/passwd")),
+    "an absolute path": lambda packed: _retarred(packed, _as(tarfile.REGTYPE, "/etc/passwd")),
+    "a symbolic link": lambda packed: _retarred(packed, _as(tarfile.SYMTYPE, link="/etc/passwd")),
+    "a hard link": lambda packed: _retarred(packed, _as(tarfile.LNKTYPE, link="/etc/passwd")),
+    "a device": lambda packed: _retarred(packed, _as(tarfile.CHRTYPE)),
+    "a pipe": lambda packed: _retarred(packed, _as(tarfile.FIFOTYPE)),
+    "a name twice": lambda packed: _retarred(packed, _as(tarfile.REGTYPE, "probe.png")),
+    "a sparse file": lambda packed: _retarred(packed, _as(tarfile.GNUTYPE_SPARSE)),
+    "one member more": lambda packed: packed[:-1024] + packed[:1024] + bytes(1024),
+    "data without an end": lambda packed: packed + bytes(10**7),
+    "a compressed bundle": gzip.compress,
+    "a bomb": lambda packed: gzip.compress(bytes(10**8)),
+    "an envelope without an end": lambda packed: packed[:124] + b"77777777777" + packed[135:],
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_tricks_with_archives_are_refused(trick: str, packed: bytes, refused: Callable[[bytes], str]) -> None:
+    """A plain repacking by a tar program is one too: only the bytes that the release makes are a bundle."""
+    assert refused(TRICKS[trick](packed))
 
 
 @settings(max_examples=300, deadline=None)

@@ -41,6 +41,8 @@ _FAILURES = 2
 _ROUNDS = 3
 _FASTER = 0.9
 """Eight bits are taken if they need at most this share of FP16's time; they are never more accurate."""
+QUOTA_BYTES = 4 * 2**30
+"""Of the whole store: what serves, what did before, and what comes."""
 _ROOM = 2.2
 """Chunks and blobs lie on the disk together for a while, and state beside them."""
 
@@ -95,6 +97,11 @@ def begin(store: Store, envelope: bytes, release: Release) -> None:
     store.clear_incoming(keep=release)
     store.collect()
     needed = int(_ROOM * release.size_bytes) - store.held_bytes(release)
+    if (taken := store.size_bytes + needed) > QUOTA_BYTES:
+        said = (
+            f"{store.folder}: with {release.name} it would take {taken / 1e6:.0f} MB, {QUOTA_BYTES / 1e6:.0f} at most"
+        )
+        raise StorageError(f"{said}\n    → pack a smaller one; what serves and what did before are kept")
     if shutil.disk_usage(store.folder).free < needed:
         said = f"{store.folder}: {release.name} needs {needed / 1e6:.0f} MB"
         raise StorageError(f"{said}, and so much is not free\n    → free some space")

@@ -142,6 +142,17 @@ def test_what_is_there_already_needs_no_room(device: Device, packed: Pack, monke
     assert device.store.held_bytes(release) >= release.size_bytes - 1000
 
 
+def test_the_store_has_a_quota(device: Device, packed: Pack, quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unused releases go first; what serves and what did before never do."""
+    kept = [quick(packed(seq, held=contents(WEIGHTS + seq))) for seq in (1, 2, 3)][1:]
+    monkeypatch.setattr(installer, "QUOTA_BYTES", device.store.size_bytes + 100_000)
+    large = {**contents(), "ballast.bin": os.urandom(200_000)}
+    with Bundle(packed(4, held=large)) as opened, pytest.raises(AgriKDError, match="at most"):
+        installer.begin(device.store, opened.envelope, opened.release)
+    assert sorted(path.name for path in (device.store.folder / "releases").iterdir()) == sorted(kept)
+    assert quick(packed(5, held=contents(WEIGHTS + 5))).startswith("5-")
+
+
 def test_all_chunks_that_a_lost_power_emptied_are_asked_for_again(device: Device, packed: Pack) -> None:
     with Bundle(packed(1)) as opened:
         release = opened.release
