@@ -49,7 +49,7 @@ class Agent:
         refuses, what serves goes on serving. Raises `BusyError` where the store has an agent."""
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(self._store.locked("agent.lock", "agent"))
+                held.enter_context(self._store.locked("agent.lock", "agent", wait_s=0))
             except OSError as error:  # a disk that may not be written: better two agents than none
                 console.say(f"{self._store.folder}: {error}")
             held.enter_context(self._listening())
@@ -70,7 +70,7 @@ class Agent:
         """Once, as soon as nobody else changes the store."""
         if not self._recovered and time.monotonic() >= self._recover_at:
             self._recover_at = time.monotonic() + _AGAIN_S
-            with contextlib.suppress(BusyError), self._store.locked():
+            with contextlib.suppress(BusyError), self._store.locked(wait_s=0):
                 installer.recover(self._store)
                 self._recovered = True
 

@@ -17,11 +17,12 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from agrikd import files
 from agrikd.bundle import File, Release
@@ -67,20 +68,22 @@ class Store:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def locked(self, name: str = "lock", by: str = "installation") -> Iterator[None]:
-        """Raises `BusyError` while another process changes the store, or is its agent."""
+    def locked(self, name: str = "lock", by: str = "installation", wait_s: float = 2.0) -> Iterator[None]:
+        """Raises `BusyError` where another process changes the store, or is its agent, for longer than `wait_s`: a look
+        whether it is free holds it for a moment too."""
+        end = time.monotonic() + wait_s
         with (self.folder / name).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(f"{self.folder}: another {by} is running\n    → wait until it is done") from None
+            while not _taken(lock):
+                if time.monotonic() >= end:
+                    raise BusyError(f"{self.folder}: another {by} is running\n    → wait until it is done")
+                time.sleep(0.05)
             yield
 
     @property
     def busy(self) -> bool:
         """Whether a process changes the store just now."""
         try:
-            with self.locked():
+            with self.locked(wait_s=0):
                 return False
         except BusyError:
             return True
@@ -334,6 +337,14 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is(path: Path, sha256: str) -> bool:
