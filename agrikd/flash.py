@@ -195,7 +195,9 @@ class _Talk:
             elif time.monotonic() - self.progress_at > self.options.patience_s:
                 raise DeviceError(f"is {phase}, and nothing moves: see its status and its log")
             phase = str(said["phase"])
-            self.report(self.outcome.host, f"{phase.lower()}: the device builds and tries it", None)
+            before = said.get("before_s")
+            estimate = f"; the last one took {before:.0f} s" if isinstance(before, float) else ""
+            self.report(self.outcome.host, f"{phase.lower()}: the device builds and tries it{estimate}", None)
             said = self._hear(wire)
         self.outcome.phase = said["phase"]
         self.outcome.reason = "it serves already" if said.get("already") else str(said["reason"])

@@ -103,7 +103,10 @@ def test_a_release_arrives_and_the_next_flash_sends_nothing(farm: Farm, packed: 
 def test_files_that_are_there_do_not_travel_again(farm: Farm, packed: Pack) -> None:
     farm.add("field-1")
     assert farm.flash("field-1", packed(1)).good
-    done = farm.flash("field-1", packed(2, held=contents(WEIGHTS + 1)))
+    said: list[str] = []
+    second = packed(2, held=contents(WEIGHTS + 1))
+    done = flash.flash("field-1", second, farm.options, lambda host, what, share: said.append(what))
+    assert any("the last one took" in what for what in said), "an estimate, from the release before"
     changed = contents(WEIGHTS + 1)
     assert done.good and done.sent_bytes == len(changed["model.onnx"]) + len(changed["answers.json"])
 

@@ -49,13 +49,15 @@ _ROOM = 2.2
 
 @dataclass(frozen=True)
 class Choice:
-    """What serves of a release on this device. dropped: what was tried before, and why it was not taken."""
+    """What serves of a release on this device. dropped: what was tried before, and why it was not taken. took_s: the
+    building and trying of all of them, which tells how long the next release may take."""
 
     precision: str
     file: str
     backend: str
     p50_ms: float
     dropped: dict[str, str]
+    took_s: float
 
 
 def kind() -> str:
@@ -209,7 +211,7 @@ def back_to_previous(store: Store) -> str:
 
 def _prepare(store: Store, limits: Limits) -> None:
     """Build the engine and run the probes, in a process of its own, until a precision passes."""
-    name = store.move("VERIFIED", attempts=store.state.attempts + 1).release
+    begun, name = time.monotonic(), store.move("VERIFIED", attempts=store.state.attempts + 1).release
     folder, release, dropped = store.path(name), store.release(name), dict[str, str]()
     best: tuple[Artefact, Answer] | None = None
     for artefact, engine in _candidates(release):
@@ -227,7 +229,7 @@ def _prepare(store: Store, limits: Limits) -> None:
     if best is None:
         raise DeviceError("; ".join(f"{precision}: {why}" for precision, why in dropped.items()))
     artefact, answer = best
-    choice = Choice(artefact.precision, artefact.file, answer.backend, answer.p50_ms, dropped)
+    choice = Choice(artefact.precision, artefact.file, answer.backend, answer.p50_ms, dropped, time.monotonic() - begun)
     files.write_json(folder / "choice.json", asdict(choice))
     store.move("PREPARED", attempts=0)
 

@@ -105,15 +105,23 @@ def _receive(store: Store, wire: Wire, release: Release) -> None:
 
 def _follow(store: Store, wire: Wire, name: str) -> None:
     """Tell how far the agent is until it is done; whoever listens may go, the agent does not care."""
-    silent_since = time.monotonic()
+    silent_since, before_s = time.monotonic(), _took_before(store)
     while (state := store.state).release == name and state.phase in PENDING:
-        wire.say(phase=state.phase, working=store.busy)
+        wire.say(phase=state.phase, working=store.busy, before_s=before_s)
         if installer.agent_answers(store):
             silent_since = time.monotonic()
         elif time.monotonic() - silent_since > _NO_AGENT_S:
             raise DeviceError("no agent is running: start agrikd-agent, and it goes on by itself")
         _wait_for_change(store)
     wire.say(phase=state.phase, reason=state.reason)
+
+
+def _took_before(store: Store) -> float | None:
+    """What building and trying took for the release that serves."""
+    try:
+        return installer.choice_of(store, store.linked("current")).took_s
+    except (AgriKDError, OSError, TypeError):
+        return None
 
 
 def _wait_for_change(store: Store) -> None:
