@@ -7,7 +7,7 @@ AgriKDError            1   something a user can mend; never a traceback
 ├── ParityError        5   an exported model does not answer as its source does
 ├── TrainingError      6   training cannot go on (a non-finite loss, a checkpoint of another recipe)
 ├── StorageError       7   the disk is full, or the place cannot be written
-├── DeviceError        8   the accelerator, or its library, does not do what was asked
+├── DeviceError        8   a device, its accelerator or the link to it does not do what was asked
 ├── TrustError         9   who signed it is not trusted, or it is not for this device, or older than what is there
 └── RolledBackError   10   a release was tried and not kept; the one before it serves
 """
@@ -99,7 +99,7 @@ class StorageError(AgriKDError):
 
 
 class DeviceError(AgriKDError):
-    """The accelerator, or its library, does not do what was asked; the message has its own words."""
+    """A device, its accelerator or the link to it does not do what was asked; the message has its own words."""
 
     exit_code = 8
 

@@ -11,7 +11,7 @@ import select
 import time
 from typing import IO, Any
 
-from agrikd.errors import AgriKDError
+from agrikd.errors import DeviceError
 
 PROTOCOL = 1
 """Of flash and device: what they say to each other."""
@@ -21,7 +21,7 @@ _GRACE_S, _SLOWEST_BYTES_S = 60.0, 500.0
 """A frame that has begun ends in this time and at this rate: a byte now and then keeps no conversation alive."""
 
 
-class WireError(AgriKDError):
+class WireError(DeviceError):
     """The other side is gone, or says what is no frame."""
 
 
