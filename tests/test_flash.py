@@ -227,7 +227,7 @@ def test_without_an_agent_the_device_says_so(farm: Farm, packed: Pack, monkeypat
 def test_while_another_installation_runs_it_waits(farm: Farm, packed: Pack) -> None:
     device = farm.add("field-1")
     with device.store.locked():
-        done = farm.flash("field-1", packed(1), patience_s=1)
+        done = farm.flash("field-1", packed(1), patience_s=4)
     assert done.phase == "UNREACHABLE" and "another installation is running" in done.reason and done.cuts >= 1
     assert farm.flash("field-1", packed(1)).good
 
