@@ -48,14 +48,14 @@ def decode(data: bytes, where: str) -> Image:
         raise _too_large(where, size)
     cv2 = opencv()
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # a board's OpenCV has no _RGB
     except cv2.error:
         pixels = None
     if pixels is None or pixels.dtype != np.uint8:
         raise InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
     if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
         raise _too_large(where, pixels.shape)
-    return np.ascontiguousarray(pixels)
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
 def read(path: Path) -> Image:

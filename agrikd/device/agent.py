@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from agrikd import console
-from agrikd.device import installer
+from agrikd.device import installer, notify
 from agrikd.device.child import Child, Limits
 from agrikd.device.store import PENDING, BusyError, Store
 from agrikd.errors import AgriKDError, DeviceError
@@ -53,8 +53,11 @@ class Agent:
             except OSError as error:  # a disk that may not be written: better two agents than none
                 console.say(f"{self._store.folder}: {error}")
             held.enter_context(self._listening())
+            notify.tell("READY=1")
+            pulse = notify.Pulse()
             try:
                 while not self.stop.wait(_TICK_S):
+                    pulse.beat()
                     self._round()
             finally:
                 self._end()
