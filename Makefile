@@ -19,8 +19,8 @@ lint: setup
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bench -m bench -s
 
-# Long fault injection: the kill-and-resume and full-disk tests, many times over with other seeds.
-torture: setup
+# Long fault injection: the kill-and-resume and full-disk tests, many times over with other seeds. And arm64, emulated.
+torture: setup .arm64/.ready
 	OMP_NUM_THREADS=1 AGRIKD_TORTURE=25 $(BIN)/python -m pytest tests -m torture
 
 # Hours of the same: memory and open files must not grow.
@@ -34,6 +34,11 @@ soak: setup
 	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 	    --dest .bindings $$one || { all=no; echo "$$one could not be had: its contract tests are skipped."; }; \
 	done; if [ $$all = yes ]; then touch $@; fi
+
+# arm64's Python and wheels, which only the emulator runs.
+.arm64/.ready:
+	@PYTHON=$(BIN)/python tests/arm64.sh .arm64 \
+	  || echo 'An arm64 to emulate could not be had (tests/arm64.sh says what it needs): its test is skipped.'
 
 setup: $(VENV)/.ready $(VENV)-base/.ready
 
@@ -52,4 +57,4 @@ $(VENV)-base/.ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-base .bindings demo
+	rm -rf $(VENV) $(VENV)-base .bindings .arm64 demo

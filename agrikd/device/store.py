@@ -120,7 +120,7 @@ class Store:
         """Write a new state."""
         state = replace(self.state, phase=phase, **changes)
         _write_checked(self.folder / "state.json", asdict(state))
-        self.log(phase, release=state.release, reason=state.reason)
+        self.log(phase, release=state.release, attempts=state.attempts, reason=state.reason)
         return state
 
     def log(self, what: str, **more: Any) -> None:
