@@ -181,11 +181,17 @@ def packed(key: Key, tmp_path: Path) -> Pack:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: a socket's may have 107 letters."""
-    path = Path(tempfile.mkdtemp(prefix="akd-"))
-    yield path / "store"
+def short() -> Iterator[Path]:
+    """A folder with a short name: a socket's may have 107 letters."""
+    path = Path(tempfile.mkdtemp(prefix="aks-"))
+    yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def folder(short: Path) -> Path:
+    """Of a device; not yet there."""
+    return short / "store"
 
 
 @pytest.fixture

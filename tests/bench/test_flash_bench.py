@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +18,6 @@ from agrikd import flash
 
 pytestmark = pytest.mark.bench
 TIMES = 3
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="aks-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,13 +16,6 @@ from ssh_kit import Network, Proxy, Sshd
 
 from agrikd import flash
 from agrikd.bundle import CHUNK_BYTES, Bundle
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="aks-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture
