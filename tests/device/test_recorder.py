@@ -1,0 +1,248 @@
+"""The one writer of the records: what it acknowledges is on the disk, and nothing stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agrikd import files, records
+from agrikd.device import recorder as recorders
+from agrikd.device.recorder import Bounds, Recorder
+from agrikd.errors import InputError, StorageError
+from agrikd.records import Label, Opinion, Place, Seen
+from agrikd.types import ModelSpec
+
+SPEC = ModelSpec("leaf", "classification", ("rust", "healthy"), (64, 64))
+LOOSE = Bounds(free_bytes=0)
+
+
+def said(top: int = 0, role: Any = "student", model: str = "m") -> Opinion:
+    p = (0.9, 0.1) if top == 0 else (0.1, 0.9)
+    return Opinion(model, role, 5.0, 2.0, top, p, (top,), unsure=False, unknown=False)
+
+
+def seen(recorder: Recorder, t: float = 1_800_000_000.0, **more: Any) -> Seen:
+    return Seen(recorder.next_id(), t, "row-7", Place("north", "7", 41.2, 2.1), **more)
+
+
+def settled(recorder: Recorder, seconds: float = 10) -> None:
+    """When all that was handed over is on the disk."""
+    end = time.monotonic() + seconds
+    while recorder.health()["waiting"] or recorder.trouble:
+        assert time.monotonic() < end, recorder.health()
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def recording(folder: Path, bounds: Bounds = LOOSE) -> Iterator[Recorder]:
+    recorder = Recorder(folder, bounds)
+    try:
+        yield recorder
+    finally:
+        recorder.stop()
+
+
+def count(folder: Path, table: str) -> int:
+    with contextlib.closing(records.read(folder)) as db:
+        return int(db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
+def rows(folder: Path, table: str) -> list[dict[str, Any]]:
+    with contextlib.closing(records.read(folder)) as db:
+        return records.beyond(db, table, 0, 100_000)
+
+
+def test_what_was_handed_over_is_there_with_all_that_was_said(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.model("m", "student", SPEC)
+        one = seen(recorder, quality=("blurred",), audit=0.01)
+        recorder.frame(one, said(1), kept=("audit", b"jpeg"), ask="audit")
+        done = recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0, "live", "by the road"))
+        recorder.opinion(one.id, said(0, "teacher", "big"), SPEC)
+        recorder.event("clock", "+3 s")
+    (frame,), predictions = rows(tmp_path, "frames"), rows(tmp_path, "predictions")
+    assert frame["quality"] == "blurred" and frame["audit"] == 0.01 and frame["plot"] == "7"
+    assert frame["local"].startswith("2027-01-15T") and frame["local"][-6] in "+-"
+    assert [(one["role"], one["top"], one["probability"]) for one in predictions] == [
+        ("student", 1, 0.9),
+        ("teacher", 0, 0.9),
+    ]
+    assert [one["name"] for one in rows(tmp_path, "models")] == ["m", "big"]
+    (label,), (picture,) = rows(tmp_path, "labels"), rows(tmp_path, "pictures")
+    assert label["id"] == done and label["who"] == "Ana"
+    assert (tmp_path / picture["file"]).read_bytes() == b"jpeg" and picture["sha256"] == files.sha256(b"jpeg")
+    assert count(tmp_path, "asks") == 0  # the teacher has answered
+    assert rows(tmp_path, "events")[0]["value"] == "+3 s"
+
+
+def test_the_same_click_is_one_label_and_a_frame_must_be_known(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        one = seen(recorder)
+        recorder.frame(one, said())
+        label = Label("click-001", one.id, "rust", "Ana", 6.0)
+        assert recorder.label(label) == recorder.label(label)
+        with pytest.raises(InputError, match="frame 77"):
+            recorder.label(Label("click-002", 77, "rust", "Ana", 6.0))
+        recorder.frame(seen(recorder), said())
+    assert count(tmp_path, "labels") == 1 and count(tmp_path, "frames") == 2
+
+
+def test_ids_go_on_after_a_restart(tmp_path: Path) -> None:
+    for expected in (1, 2, 3):
+        with recording(tmp_path) as recorder:
+            one = seen(recorder)
+            assert one.id == expected
+            recorder.frame(one, None)
+
+
+def test_the_oldest_unlabelled_pictures_go_first_and_the_labelled_never(tmp_path: Path) -> None:
+    with recording(tmp_path, Bounds(quota_bytes=50_000, free_bytes=0)) as recorder:
+        for number in range(200):
+            one = seen(recorder)
+            recorder.frame(one, said(), kept=("doubt", bytes([number]) * 1000))
+            if number % 40 == 0:
+                recorder.label(Label(f"click-{number:03d}", one.id, "rust", "Ana", 6.0))
+    kept = {row["frame"] for row in rows(tmp_path, "pictures")}
+    assert {1, 41, 81, 121, 161} <= kept
+    assert sum(row["size_bytes"] for row in rows(tmp_path, "pictures")) <= 50_000
+    assert kept - {1, 41, 81, 121, 161} == set(range(min(kept - {1, 41, 81, 121, 161}), 201)) - {161}
+    assert sorted(path.stat().st_size for path in tmp_path.rglob("*.jpg")) == [1000] * len(kept)
+
+
+def test_old_frames_become_daily_counts_but_not_those_of_labels_and_pictures(tmp_path: Path) -> None:
+    with recording(tmp_path, Bounds(free_bytes=0, rows=1000)) as recorder:
+        for number in range(3000):
+            one = seen(recorder, t=1_800_000_000.0 + 60 * number)
+            recorder.frame(one, said(number % 2), kept=("audit", b"x") if number == 5 else None)
+            if number == 7:
+                recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
+    frames = rows(tmp_path, "frames")
+    with contextlib.closing(records.read(tmp_path)) as db:
+        folded = db.execute("SELECT SUM(n), COUNT(DISTINCT day), COUNT(DISTINCT top) FROM daily").fetchone()
+    assert len(frames) <= 1000 and {6, 8} <= {row["id"] for row in frames}
+    assert folded[0] + len(frames) == 3000 and tuple(folded)[1:] == (2, 2)
+    assert count(tmp_path, "predictions") == len(frames)
+
+
+def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder.frame(seen(recorder), said(), kept=("doubt", b"jpeg"))
+    stray = tmp_path / "pictures" / "2027-01-15" / "000000009.jpg"
+    stray.write_bytes(b"half")
+    with recording(tmp_path):
+        pass
+    assert not stray.exists() and len(list(tmp_path.rglob("*.jpg"))) == 1
+    (tmp_path / "records.db").write_bytes(b"no database at all" * 1000)
+    with recording(tmp_path) as recorder:
+        recorder.frame(seen(recorder), said())
+    assert count(tmp_path, "frames") == 1
+    assert len(list(tmp_path.glob("damaged-*/records.db"))) == len(list(tmp_path.glob("damaged-*/pictures"))) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_is_waited_for_and_a_label_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Here the file system's answers are given; tests/device/test_disks.py asks real ones."""
+    refusing = threading.Event()
+    write = files.write_bytes
+
+    def refuse(path: Path, data: bytes) -> None:
+        if refusing.is_set():
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, data)
+
+    monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    with recording(tmp_path) as recorder:
+        one = seen(recorder)
+        recorder.frame(one, said())
+        recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
+        refusing.set()
+        for _ in range(5):
+            recorder.frame(seen(recorder), said(), kept=("doubt", b"jpeg"))
+        with pytest.raises(StorageError, match="not recorded"):
+            recorder.label(Label("click-002", one.id, "rust", "Ana", 6.0))
+        assert recorder.trouble
+        refusing.clear()
+        settled(recorder)
+        recorder.label(Label("click-002", one.id, "rust", "Ana", 6.0))
+    assert count(tmp_path, "frames") == 6 and count(tmp_path, "pictures") == 5 and count(tmp_path, "labels") == 2
+
+
+def test_what_waits_for_a_disk_is_bounded_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(recorders, "_WAITING", 100)
+    with recording(tmp_path) as recorder:
+        recorder.frame(seen(recorder), None)
+        settled(recorder)
+        holder = sqlite3.connect(tmp_path / "records.db", timeout=0)
+        holder.execute("BEGIN IMMEDIATE")  # as a writer that is none of ours
+        for _ in range(1500):
+            recorder.frame(seen(recorder), said())
+        assert recorder.health()["waiting"] <= 100 + 500
+        holder.execute("ROLLBACK")
+        holder.close()
+        settled(recorder)
+        dropped = recorder.dropped
+    assert dropped > 0 and count(tmp_path, "frames") == 1501 - dropped
+
+
+def test_a_jump_of_the_clock_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    with recording(tmp_path) as recorder:
+        monkeypatch.setattr(time, "time", lambda: now() + 3600)
+        recorder.frame(seen(recorder), said())
+        recorder.frame(seen(recorder), said())
+        settled(recorder)
+        monkeypatch.undo()
+    first = rows(tmp_path, "events")[0]
+    assert (first["key"], first["value"]) == ("clock", "+3600.0 s")
+
+
+_WRITER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from device.test_recorder import *
+recorder = Recorder(Path(sys.argv[1]), LOOSE)
+number = 0
+while True:
+    one = seen(recorder)
+    recorder.frame(one, said(), kept=("doubt", b"jpeg" * 500) if number % 3 == 0 else None)
+    if number % 5 == 0:
+        key = f"click-{one.id:06d}"
+        recorder.label(Label(key, one.id, "rust", "Ana", 6.0))
+        print(key, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.torture
+def test_killed_at_any_moment_it_has_every_label_that_it_acknowledged(tmp_path: Path) -> None:
+    """And the database is whole, and every picture's row has its picture."""
+    acknowledged: list[str] = []
+    for kill in range(4 * int(os.environ.get("AGRIKD_TORTURE") or 1)):
+        words = [sys.executable, "-c", _WRITER, str(tmp_path), str(Path(__file__).parents[1])]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout
+            acknowledged += [writer.stdout.readline().strip() for _ in range(1 + kill * 7 % 23)]
+            writer.send_signal(signal.SIGKILL)
+            acknowledged += writer.stdout.read().split("\n")[:-1]
+        with contextlib.closing(sqlite3.connect(tmp_path / "records.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert set(acknowledged) <= {row["key"] for row in rows(tmp_path, "labels")} and len(acknowledged) > 20
+    for row in rows(tmp_path, "pictures"):
+        assert files.sha256_of(tmp_path / row["file"]) == row["sha256"]
