@@ -14,7 +14,7 @@ import typer
 from agrikd import console, files
 from agrikd.bundle import Bundle
 from agrikd.command import Group
-from agrikd.device import installer, serve, support
+from agrikd.device import installer, serve, settings, support
 from agrikd.device.agent import Agent
 from agrikd.device.child import Limits
 from agrikd.device.store import PENDING, Store
@@ -57,8 +57,14 @@ def run(
     answer_s: Annotated[float, typer.Option(min=1, help="What an answer to the probes may take.")] = Limits.answer_s,
     trial_s: Annotated[float, typer.Option(min=1, help="What a trial may take.")] = Limits.trial_s,
 ) -> None:
-    """The agent: keep the current release answering, and end what was begun."""
-    agent = Agent(store(context), Limits(start_s, answer_s, trial_s, memory_mib, budget_ms))
+    """The agent: keep the current release answering, end what was begun, look through the cameras of agent.yaml."""
+    held = store(context)
+    own = settings.read(held.folder / settings.FILE)
+    run_agent(Agent(held, Limits(start_s, answer_s, trial_s, memory_mib, budget_ms), own))
+
+
+def run_agent(agent: Agent) -> None:
+    """Until SIGTERM or Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop.set())
     agent.run()

@@ -18,6 +18,7 @@ from typing import Any
 from agrikd.device.probes import Answer
 from agrikd.errors import DeviceError
 from agrikd.predict._engines import peak_mib
+from agrikd.types import ModelSpec
 from agrikd.wire import Wire, WireError
 
 _TICK_S, _PATIENCE_S = 0.05, 2.0
@@ -36,18 +37,32 @@ class Limits:
     budget_ms: float = 1000.0
 
 
-class Child:
-    """A worker for one file of a release's folder; `why` says what ended it."""
+@dataclass(frozen=True)
+class Model:
+    """What a worker is to hold: a file in a folder, a release's or any other; engines: where TensorRT's are kept."""
 
-    def __init__(self, folder: Path, file: str, engines: Path, limits: Limits, live: bool = False) -> None:
+    folder: Path
+    file: str
+    engines: Path
+
+
+class Child:
+    """A worker for one model; `why` says what ended it. pixels: files that it may be asked to look into; live: to
+    answer at once, by ONNX Runtime while an engine is built."""
+
+    spec: ModelSpec
+
+    def __init__(self, model: Model, limits: Limits, live: bool = False, pixels: tuple[int, ...] = ()) -> None:
         self._limits = limits
         self._words: deque[str] = deque(maxlen=4)
         self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
         self.why = ""
-        words = [sys.executable, "-m", "agrikd.device.worker", str(folder), file, str(engines)]
+        words = [sys.executable, "-m", "agrikd.device.worker", str(model.folder), model.file, str(model.engines)]
         words += ["live"] if live else []
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        self._process = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=pixels, start_new_session=True
+        )
         assert self._process.stdin and self._process.stdout
         self._wire = Wire(self._process.stdout, self._process.stdin)
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._read_words)]
@@ -64,7 +79,9 @@ class Child:
         """Whether it can answer by now; raises `DeviceError` where it never will."""
         if not self.backend:
             with contextlib.suppress(queue.Empty):
-                self.backend = str(self._taken(self._heard.get_nowait())["ready"])
+                said = self._taken(self._heard.get_nowait())
+                self.spec = ModelSpec.from_json(said["spec"])
+                self.backend = str(said["ready"])
             self._watch(self._begun + self._limits.start_s, "was not ready")
         return bool(self.backend)
 
@@ -75,17 +92,25 @@ class Child:
 
     def probe(self, rounds: int) -> Answer:
         """What it says of the release's probes; raises `DeviceError` where it does not."""
+        answer = Answer.from_json(self._ask(probe=rounds))
+        self.backend = answer.backend
+        return answer
+
+    def predict(self, pixels: int, shape: tuple[int, int]) -> dict[str, Any]:
+        """What it says of the picture [H, W, 3] in one of its files, as of an `Opinion`; raises `DeviceError`."""
+        said: dict[str, Any] = self._ask(predict=[pixels, *shape])["said"]
+        return said
+
+    def _ask(self, **what: Any) -> dict[str, Any]:
         self._drain()
         end = time.monotonic() + self._limits.answer_s
         try:
-            self._wire.say(probe=rounds)
+            self._wire.say(**what)
         except WireError:
             self._fail(self._last_words())
         while True:
             with contextlib.suppress(queue.Empty):
-                answer = Answer.from_json(self._taken(self._heard.get(timeout=_TICK_S)))
-                self.backend = answer.backend
-                return answer
+                return self._taken(self._heard.get(timeout=_TICK_S))
             self._watch(end, "did not answer")
 
     def watch(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from agrikd import __version__, bundle, files, image
 from agrikd.bundle import Artefact, Release
 from agrikd.device import probes
-from agrikd.device.child import Child, Limits
+from agrikd.device.child import Child, Limits, Model
 from agrikd.device.probes import Answer
 from agrikd.device.question import ask
 from agrikd.device.store import PENDING, Store
@@ -251,7 +251,7 @@ def _candidates(release: Release) -> Iterator[tuple[Artefact, bool]]:
 def _tried(folder: Path, release: Release, artefact: Artefact, engines: Path, limits: Limits) -> Answer | str:
     """What an artefact says of the probes, or why it is no good."""
     try:
-        child = Child(folder, artefact.file, engines, limits)
+        child = Child(Model(folder, artefact.file, engines), limits)
         try:
             child.wait()
             answer = child.probe(_ROUNDS)

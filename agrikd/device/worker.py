@@ -1,17 +1,20 @@
 """The process that holds the model: python -m agrikd.device.worker FOLDER FILE ENGINES [live].
 
 Whatever a model does to it, the agent lives on. It says {"ready": …} when it can answer, then answers what it hears on
-stdin: {"probe": rounds} with the logits of the release's probes and the time of a frame.
+stdin: {"probe": rounds} with the logits of the release's probes and the time of a frame, {"predict": [fd, height,
+width]} with what it says of the pixels in that file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from agrikd.device import probes
 from agrikd.dsse import Envelope
 from agrikd.predict import open_predictor
 from agrikd.predict._base import Predictor
+from agrikd.records import Opinion
 from agrikd.types import Image
 from agrikd.wire import Wire, WireError
 
@@ -31,17 +35,20 @@ _PR_SET_PDEATHSIG = 1
 
 def main(folder: Path, file: str, engines: Path, live: bool) -> int:
     """Answer until stdin ends. live: at once, by ONNX Runtime while an engine is built, as after a new TensorRT."""
-    _die_with_the_agent()
+    die_with_parent()
     wire = Wire(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # TensorRT prints its warnings to stdout, where they would break the frames
     try:
-        payload = Envelope.from_bytes(files.read_bytes(folder / "release.dsse"), str(folder)).payload
-        photos = probes.photos(folder, Release.from_payload(payload, str(folder)))
+        photos = _probes(folder)
         predictor = open_predictor(folder / file, cache=engines, wait=not live)
-        wire.say(ready=predictor.backend)
+        wire.say(ready=predictor.backend, spec=predictor.spec.to_json())
+        eyes = Eyes(predictor)
         while True:
             asked = wire.hear()
-            wire.say(**_probe(predictor, photos, int(asked["probe"])))
+            if "predict" in asked:
+                wire.say(said=eyes.look(*map(int, asked["predict"])))
+            else:
+                wire.say(**_probe(predictor, photos, int(asked["probe"])))
     except WireError:
         return 0
     except (errors.AgriKDError, ValueError) as error:  # numbers that are not finite are a ValueError
@@ -49,7 +56,33 @@ def main(folder: Path, file: str, engines: Path, live: bool) -> int:
         return 1
 
 
-def _die_with_the_agent() -> None:
+class Eyes:
+    """A model that looks into files of pixels, which others fill."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def look(self, pixels: int, height: int, width: int) -> dict[str, Any]:
+        """What it says of the picture [H, W, 3] in a file, as of an `Opinion`."""
+        if pixels not in self._maps:
+            self._maps[pixels] = mmap.mmap(pixels, 0, prot=mmap.PROT_READ)
+        photo = np.frombuffer(self._maps[pixels], np.uint8, height * width * 3).reshape(height, width, 3)
+        begun = time.perf_counter()
+        (said,) = self._predictor([photo])
+        taken_ms = 1000 * (time.perf_counter() - begun)
+        return asdict(Opinion.of(said, model="", role="student", t=0.0, latency_ms=taken_ms))
+
+
+def _probes(folder: Path) -> list[Image]:
+    """Of a release; another model has none."""
+    if not (folder / "release.dsse").exists():
+        return []
+    payload = Envelope.from_bytes(files.read_bytes(folder / "release.dsse"), str(folder)).payload
+    return probes.photos(folder, Release.from_payload(payload, str(folder)))
+
+
+def die_with_parent() -> None:
     """A model that hangs would not notice that nobody asks any more."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

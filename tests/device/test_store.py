@@ -20,7 +20,7 @@ from agrikd import dsse, trust
 from agrikd.bundle import Bundle
 from agrikd.device import installer
 from agrikd.device import store as stores
-from agrikd.device.child import Child
+from agrikd.device.child import Child, Model
 from agrikd.device.question import ask
 from agrikd.device.store import Store
 from agrikd.dsse import Envelope, Key
@@ -269,7 +269,7 @@ def test_a_library_that_prints_does_not_break_the_answers(
 
 def test_an_answer_that_came_too_late_is_no_sign_of_life(device: Device, packed: Pack, quick: Any) -> None:
     good = quick(packed(1))
-    child = Child(device.store.path(good), "model.onnx", device.store.engines, QUICK)
+    child = Child(Model(device.store.path(good), "model.onnx", device.store.engines), QUICK)
     try:
         child.wait()
         child._wire.say(probe=1)
