@@ -43,7 +43,7 @@ def report(
 
 def board() -> dict[str, Any]:
     """What there is to read of the machine; empty where it does not say."""
-    memory = [line.split()[1] for line in _lines(_MEMORY) if line.startswith("MemTotal:")]
+    memory = [line.split()[1] for line in lines_of(_MEMORY) if line.startswith("MemTotal:")]
     return {
         "machine": platform.machine(),
         "kernel": platform.release(),
@@ -94,17 +94,17 @@ def _latency(predictor: TrtPredictor, photos: Sequence[Image], seconds: float) -
         predictor([photos[len(times) % len(photos)]])
         times.append(1000 * (time.perf_counter() - begun))
         if now >= 60 * (len(minutes) + 1):
-            minutes.append({"p50_ms": float(np.median(times[-1000:])), **_state()})
+            minutes.append({"p50_ms": float(np.median(times[-1000:])), **state()})
             console.say(f"{predictor.spec.name}: minute {len(minutes)}, {minutes[-1]['p50_ms']:.2f} ms a frame")
     p50, p90, p99 = np.percentile(times, (50, 90, 99)).tolist()
     quantiles = {"frames": len(times), "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
-    return {"latency": quantiles, "over_time": [*minutes, {"p50_ms": float(np.median(times[-1000:])), **_state()}]}
+    return {"latency": quantiles, "over_time": [*minutes, {"p50_ms": float(np.median(times[-1000:])), **state()}]}
 
 
-def _state() -> dict[str, Any]:
+def state() -> dict[str, Any]:
     """Temperatures in °C by zone, and clocks in MHz by device, as the kernel says them now."""
-    zones = {_text(zone / "type"): _text(zone / "temp") for zone in sorted(_THERMAL.glob("thermal_zone*"))}
-    clocks = {found.name: _text(found / "cur_freq") for found in sorted(_CLOCKS.glob("*"))}
+    zones = {text_of(zone / "type"): text_of(zone / "temp") for zone in sorted(_THERMAL.glob("thermal_zone*"))}
+    clocks = {found.name: text_of(found / "cur_freq") for found in sorted(_CLOCKS.glob("*"))}
     return {
         "celsius": {name: int(value) / 1000 for name, value in zones.items() if value.lstrip("-").isdecimal()},
         "mhz": {name: int(value) / 1e6 for name, value in clocks.items() if value.isdecimal()},
@@ -128,11 +128,13 @@ def _said(*command: str) -> str:
         return ""
 
 
-def _lines(path: Path) -> list[str]:
-    return _text(path).splitlines()
+def lines_of(path: Path) -> list[str]:
+    """Of what the kernel says; none where it says nothing."""
+    return text_of(path).splitlines()
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """What the kernel says; empty where it says nothing."""
     try:
         return path.read_text().strip("\0\n ")
     except (OSError, ValueError):

@@ -27,16 +27,18 @@ TABLES = ("models", "frames", "predictions", "pictures", "labels", "events")
 UNSURE, NOT_A_PLANT = "unsure", "not_a_plant"
 """Labels beside the classes: whoever looked cannot tell, or saw no plant that the model should know."""
 Role = Literal["student", "teacher"]
+MOST_TEXT = 10_000
+"""Characters of a text that a person writes."""
 
-_TABLES = """
+LAYOUT = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE models(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, role TEXT NOT NULL, spec TEXT NOT NULL);
 CREATE TABLE frames(
   id INTEGER PRIMARY KEY, t REAL NOT NULL, local TEXT NOT NULL, camera TEXT NOT NULL, field TEXT NOT NULL,
   plot TEXT NOT NULL, latitude REAL, longitude REAL, quality TEXT NOT NULL, audit REAL);
 CREATE TABLE predictions(
-  id INTEGER PRIMARY KEY, frame INTEGER NOT NULL, model TEXT NOT NULL, role TEXT NOT NULL, t REAL NOT NULL,
-  top INTEGER NOT NULL, probability REAL NOT NULL, value REAL, unsure INTEGER, unknown INTEGER,
+  id INTEGER PRIMARY KEY AUTOINCREMENT, frame INTEGER NOT NULL, model TEXT NOT NULL, role TEXT NOT NULL,
+  t REAL NOT NULL, top INTEGER NOT NULL, probability REAL NOT NULL, value REAL, unsure INTEGER, unknown INTEGER,
   probabilities TEXT NOT NULL, candidates TEXT NOT NULL, interval TEXT, latency_ms REAL NOT NULL,
   UNIQUE(frame, model));
 CREATE TABLE pictures(
@@ -161,7 +163,7 @@ def create(folder: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous=FULL")
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
             with transaction(db):
-                for statement in _TABLES.split(";"):
+                for statement in LAYOUT.split(";"):
                     db.execute(statement)
                 series = {"schema": str(SCHEMA), "series": uuid.uuid4().hex}
                 db.executemany("INSERT INTO meta VALUES(?, ?)", series.items())
@@ -239,7 +241,12 @@ def add_opinion(db: sqlite3.Connection, frame: int, said: Opinion) -> None:
 
 
 def add_label(db: sqlite3.Connection, label: Label) -> int:
-    """Its id; the same click again is the same label. Raises `InputError` where the frame is not there."""
+    """Its id; the same click again is the same label. Raises `InputError` where the frame is not there, or a text is
+    none that every database takes."""
+    texts = {"key": label.key, "label": label.label, "who": label.who, "source": label.source, "note": label.note}
+    if wrong := [name for name, text in texts.items() if not _plain(text)]:
+        mend = f"expected {MOST_TEXT} characters at most, all of them Unicode's, and no NUL"
+        raise InputError([Problem(name, "is no plain text", mend) for name in wrong])
     if not db.execute("SELECT 1 FROM frames WHERE id = ?", (label.frame,)).fetchone():
         raise InputError(Problem(f"frame {label.frame}", "is not in the records", "label a newer one"))
     row = (label.key, label.frame, label.label, label.who, label.t, label.source, label.note)
@@ -252,12 +259,16 @@ def add_label(db: sqlite3.Connection, label: Label) -> int:
 
 
 def add_event(db: sqlite3.Connection, t: float, key: str, value: str) -> None:
-    db.execute("INSERT INTO events(t, key, value) VALUES(?, ?, ?)", (t, key, value))
+    """value: in words; what no database takes of them is left out."""
+    told = value.encode(errors="replace").decode().replace("\0", "")[:MOST_TEXT]
+    db.execute("INSERT INTO events(t, key, value) VALUES(?, ?, ?)", (t, key, told))
 
 
 def add_ask(db: sqlite3.Connection, frame: int, why: str, t: float) -> None:
-    """A question to the teacher that waits until it is answered."""
-    db.execute("INSERT INTO asks VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (frame, why, t))
+    """A question to the teacher that waits until it is answered; asked again, for the reason given last."""
+    db.execute(
+        "INSERT INTO asks VALUES(?, ?, ?) ON CONFLICT DO UPDATE SET why = excluded.why, t = excluded.t", (frame, why, t)
+    )
 
 
 def add_picture(db: sqlite3.Connection, frame: int, why: str, held: tuple[str, int, str]) -> None:
@@ -266,6 +277,10 @@ def add_picture(db: sqlite3.Connection, frame: int, why: str, held: tuple[str, i
         "INSERT INTO pictures(frame, why, file, size_bytes, sha256) VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (frame, why, *held),
     )
+
+
+def _plain(text: str) -> bool:
+    return len(text) <= MOST_TEXT and "\0" not in text and text == text.encode(errors="replace").decode()
 
 
 # Making room

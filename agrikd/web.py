@@ -5,17 +5,21 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request, Response
-from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
+from agrikd import console, files
+from agrikd.errors import InputError, MissingExtraError, Problem
 
-from agrikd import files
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request, Response
+    from starlette.requests import HTTPConnection
+    from starlette.responses import JSONResponse
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError:
+    raise MissingExtraError("fastapi", "serve") from None
+
 
 REFUSALS = {
     400: "the body cannot be read",
@@ -26,10 +30,7 @@ REFUSALS = {
     413: "the body is too large",
     503: "who should answer does not",
 }
-_GRACE_S = 1
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
+_CONNECTIONS, _KEEP_ALIVE_S, _GRACE_S, _WS_BYTES = 2000, 75, 2, 64 * 1024
 
 
 class Jpeg(Response):
@@ -68,18 +69,34 @@ class Guard:
         return origin is None or origin in self._origins or urlsplit(origin).netloc == link.headers.get("host")
 
 
+class Door:
+    """Lets in who shows the token, but for the paths that are open: what is refused is not read."""
+
+    def __init__(self, inner: ASGIApp, token: str, open_paths: tuple[str, ...]) -> None:
+        self._inner, self._wanted, self._open = inner, f"Bearer {token}".encode(), open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get("path") in self._open:
+            return await self._inner(scope, receive, send)
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, self._wanted):
+            return await self._inner(scope, receive, send)
+        refusal = JSONResponse({"detail": REFUSALS[401]}, 401, {"WWW-Authenticate": "Bearer"})
+        return await refusal(scope, receive, send)
+
+
 class Bounded:
     """Refuses a body of more than so many bytes, whatever its header says of it."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
         self._app, self._most = app, most_bytes
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         heard, begun = 0, False
 
-        async def counted() -> _Message:
+        async def counted() -> Message:
             nonlocal heard
             message = await receive()
             heard += len(message.get("body", b""))
@@ -87,7 +104,7 @@ class Bounded:
                 raise HTTPException(413, f"{REFUSALS[413]}: {self._most} bytes at most")
             return message
 
-        async def noted(message: _Message) -> None:
+        async def noted(message: Message) -> None:
             nonlocal begun
             begun = True
             await send(message)
@@ -110,29 +127,34 @@ async def unavailable(_: Request, error: Exception) -> Response:
 
 
 def token(path: Path) -> str:
-    """The token in a file that only its owner reads; made where there is none."""
+    """The token in a file that only its owner reads; made where there is none. Raises `InputError` for a short one."""
     with files.storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+                out.write(secrets.token_urlsafe(32) + "\n")
+            console.say(f"{path}: a new token, for who may come in")
         except FileExistsError:
-            return files.read_text(path).strip()
-        with os.fdopen(handle, "w") as out:
-            out.write(secrets.token_urlsafe(32) + "\n")
-    return files.read_text(path).strip()
+            pass
+    found = files.read_text(path).strip()
+    if len(found) < 16:
+        raise InputError(Problem(str(path), "holds no token of 16 characters or more", "remove it: a new one is made"))
+    return found
 
 
-def serve(app: FastAPI, host: str, port: int, certificate: tuple[Path, Path] | None = None) -> None:
-    """Until SIGTERM, which ends it within seconds though clients are connected. certificate: its file and its key's."""
+def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
+    """Until SIGTERM or SIGINT, which end it within 3 s though clients are connected. cert, key: PEM files, for TLS."""
     uvicorn.run(
         app,
         host=host,
         port=port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=_GRACE_S,
-        ssl_certfile=certificate[0] if certificate else None,
-        ssl_keyfile=certificate[1] if certificate else None,
-        ws_max_size=64 * 1024,
         server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S,
+        ws_max_size=_WS_BYTES,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
     )

@@ -26,8 +26,9 @@ TOKEN = "a-token-for-tests"
 
 
 def burnt(number: int, width: int = 640, height: int = 480) -> np.ndarray[Any, Any]:
-    """A picture [H, W, 3] that carries its number as a row of black and white cells."""
-    picture = np.full((height, width, 3), 120, np.uint8)
+    """A picture [H, W, 3] that carries its number as a row of black and white cells; as a JPEG it has 25 kB."""
+    small = np.random.default_rng(0).integers(80, 160, (height // 24, width // 24, 3), np.uint8)
+    picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     for bit in range(BITS):
         picture[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if number >> bit & 1 else 0
     return picture
@@ -62,7 +63,9 @@ class StandIn:
         drawing.join()
 
     def _draw(self) -> None:
-        while not self._ended.wait(1 / self.fps):
+        due = time.monotonic()
+        while not self._ended.wait(max(0.0, due - time.monotonic())):
+            due += 1 / self.fps
             jpeg = image.encode_jpeg(burnt(self.frame + 1), 85)
             with self._changed:
                 self.frame, self._jpeg, self._t = self.frame + 1, jpeg, time.time()

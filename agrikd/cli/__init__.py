@@ -8,7 +8,7 @@ import sys
 import typer
 
 from agrikd import __version__, ranks
-from agrikd.cli import data, deploy, doctor, field, lab, models, ship
+from agrikd.cli import data, deploy, doctor, field, lab, models, serve, ship
 from agrikd.command import Group
 from agrikd.errors import InputError, Problem
 
@@ -39,7 +39,7 @@ def _root(
         raise InputError(Problem("torchrun", wrong, f"start it alone: agrikd {verb} …"))
 
 
-for group in (doctor, data, lab, models, ship, deploy, field):
+for group in (doctor, data, lab, models, ship, deploy, field, serve):
     group.register(app)
 
 

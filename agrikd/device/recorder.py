@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _WAITING, _WAITING_BYTES = 20_000, 64 * 2**20
 """What may wait for a disk: eleven minutes of 30 frames a second, and some thousand pictures."""
 _CLOCK_JUMP_S = 2.0
 _AT_ONCE = 500
+_MEASURED = 10_000
 
 Write = Callable[[sqlite3.Connection], Any]
 
@@ -49,7 +50,7 @@ class _Entry:
     write: Write
     picture: tuple[str, bytes] | None = None
     done: Future[Any] | None = None
-    frames: int = 0
+    seen_t: float | None = None
 
     @property
     def size(self) -> int:
@@ -63,6 +64,7 @@ class Recorder:
         self.folder, self._bounds = folder, bounds
         self._waiting: deque[_Entry] = deque()
         self._waiting_bytes = self._in_hand = 0
+        self._taken_ms: deque[float] = deque(maxlen=_MEASURED)
         self._changed = threading.Condition()
         self._stopping = False
         self.dropped, self.trouble = 0, ""
@@ -78,27 +80,27 @@ class Recorder:
 
     # What may be handed over
 
-    def next_id(self) -> int:
-        with self._changed:
-            self._last_id += 1
-            return self._last_id
-
     def model(self, name: str, role: Role, spec: ModelSpec) -> None:
         self._put(_Entry(lambda db: records.add_model(db, name, role, spec)))
 
-    def frame(self, seen: Seen, said: Opinion | None, kept: tuple[str, bytes] | None = None, ask: str = "") -> None:
-        """kept: why the picture is, and its JPEG. ask: why the teacher should be asked, where it should."""
+    def frame(self, new: Seen, said: Opinion | None, kept: tuple[str, bytes] | None = None, ask: str = "") -> Seen:
+        """The same with its id: ids are given in the order in which frames are written, or who reads beyond one would
+        miss another. kept: why the picture is, and its JPEG. ask: why the teacher should be asked, where it should."""
+        with self._changed:
+            self._last_id += 1
+            seen = replace(new, id=self._last_id)
 
-        def write(db: sqlite3.Connection) -> None:
-            records.add_frame(db, seen)
-            if said:
-                records.add_opinion(db, seen.id, said)
-            if ask:
-                records.add_ask(db, seen.id, ask, seen.t)
+            def write(db: sqlite3.Connection) -> None:
+                records.add_frame(db, seen)
+                if said:
+                    records.add_opinion(db, seen.id, said)
+                if ask:
+                    records.add_ask(db, seen.id, ask, seen.t)
 
-        self._put(_Entry(write, frames=1))
-        if kept:
-            self.picture(seen, *kept)
+            self._put(_Entry(write, seen_t=seen.t))
+            if kept:
+                self.picture(seen, *kept)
+        return seen
 
     def picture(self, seen: Seen, why: str, jpeg: bytes) -> None:
         """Keep a frame's picture; why: as "doubt" or "audit"."""
@@ -122,7 +124,7 @@ class Recorder:
             db.execute("DELETE FROM asks WHERE frame = ?", (frame,))
             records.add_event(db, now, "teacher", f"frame {frame}: {why}")
 
-        self._put(_Entry(write))
+        self._now(write)
 
     def label(self, label: Label) -> int:
         """The id of the label, which is on the disk. Raises `InputError` or `StorageError`: then it is not recorded."""
@@ -138,8 +140,12 @@ class Recorder:
         self._now(write)
 
     def health(self) -> dict[str, Any]:
-        """waiting: entries that the disk has not taken. dropped: frames that it never got. kept_bytes: of pictures."""
+        """waiting: entries that the disk has not taken. dropped: frames that it never got. kept_bytes: of pictures.
+        p50_ms, p99_ms: from a frame's arrival to the disk, over the last 10,000."""
+        taken_ms = sorted(self._taken_ms)
         return {
+            "p50_ms": round(taken_ms[len(taken_ms) // 2], 1) if taken_ms else None,
+            "p99_ms": round(taken_ms[99 * len(taken_ms) // 100], 1) if taken_ms else None,
             "waiting": len(self._waiting) + self._in_hand,
             "dropped": self.dropped,
             "trouble": self.trouble,
@@ -199,6 +205,11 @@ class Recorder:
                 db = self._opened()
                 self._write(db, batch)
                 self._make_room(db)
+        except (sqlite3.IntegrityError, ValueError) as error:  # waiting would not help
+            self._say(str(error))
+            self.dropped += len(batch)
+            self._refuse([one for one in batch if one.done], str(error))
+            return True
         except (sqlite3.Error, StorageError, OSError) as error:
             self._say(str(error))
             self._refuse(batch, str(error))
@@ -218,7 +229,9 @@ class Recorder:
                     one.write(db)
                 else:
                     answers.append((one.done, _answer(one.write, db)))
-        self._rows += sum(one.frames for one in batch)
+        taken_ms = [1000 * (time.time() - one.seen_t) for one in batch if one.seen_t is not None]
+        self._rows += len(taken_ms)
+        self._taken_ms.extend(taken_ms)
         self._kept_bytes += sum(one.size for one in batch)
         for done, answer in answers:
             if isinstance(answer, AgriKDError):

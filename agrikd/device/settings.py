@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from agrikd import files
 from agrikd.errors import InputError, Problem
@@ -19,12 +19,25 @@ FILE = "agent.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("expected letters, digits, dots and dashes, 64 at most")
+    return name
+
+
+def _this_machine() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64].lstrip("._-") or "device"
+
+
+Name = Annotated[str, AfterValidator(_named)]
+
+
 class CameraSettings(Spec):
     """source: usb:0, csi:0, gst:PIPELINE, rtsp://…, a video file, a folder of photos, or demo. every_s: between two
     frames that are looked at; 0 is all that the model can take. hours: as "06:00-20:00" by the device's clock, or
     "daylight", which wants latitude and longitude (degrees, north and east positive)."""
 
-    name: str
+    name: Name
     source: str
     field: str = ""
     plot: str = ""
@@ -32,13 +45,6 @@ class CameraSettings(Spec):
     longitude: Annotated[float, Field(ge=-180, le=180)] | None = None
     every_s: Annotated[float, Field(ge=0)] = 0.0
     hours: str = ""
-
-    @field_validator("name")
-    @classmethod
-    def _a_name(cls, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise ValueError("expected letters, digits, dots and dashes, 64 at most")
-        return name
 
     @property
     def place(self) -> Place:
@@ -94,7 +100,7 @@ class LiveSettings(Spec):
 class Settings(Spec):
     """device: its name at the hub. Without cameras the agent keeps the model answering and does no more."""
 
-    device: str = Field(default_factory=socket.gethostname)
+    device: Name = Field(default_factory=_this_machine)
     cameras: tuple[CameraSettings, ...] = ()
     records: RecordsSettings = RecordsSettings()
     teacher: TeacherSettings | None = None

@@ -175,10 +175,10 @@ class Watch(threading.Thread):
             self._recorder.model(said.model, "student", spec)
         drawn = said is not None and self._random.random() < self._keeping.audit_share
         audit = self._keeping.audit_share if drawn else None
-        seen = Seen(self._recorder.next_id(), frame.t, self.eye.name, self.eye.place, frame.quality, audit)
         why = self._why_kept(said, drawn)
         ask = why if self._asks else ""
-        self._recorder.frame(seen, said, (why, frame.jpeg) if why else None, ask)
+        new = Seen(0, frame.t, self.eye.name, self.eye.place, frame.quality, audit)
+        seen = self._recorder.frame(new, said, (why, frame.jpeg) if why else None, ask)
         shown = Shown(seen, frame.jpeg, said, self._smoothing.add(said) if said else None, spec)
         self.ring.add(shown)
         self._times.append(frame.mono)

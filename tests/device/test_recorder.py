@@ -33,8 +33,8 @@ def said(top: int = 0, role: Any = "student", model: str = "m") -> Opinion:
     return Opinion(model, role, 5.0, 2.0, top, p, (top,), unsure=False, unknown=False)
 
 
-def seen(recorder: Recorder, t: float = 1_800_000_000.0, **more: Any) -> Seen:
-    return Seen(recorder.next_id(), t, "row-7", Place("north", "7", 41.2, 2.1), **more)
+def seen(t: float = 1_800_000_000.0, **more: Any) -> Seen:
+    return Seen(0, t, "row-7", Place("north", "7", 41.2, 2.1), **more)
 
 
 def settled(recorder: Recorder, seconds: float = 10) -> None:
@@ -67,8 +67,7 @@ def rows(folder: Path, table: str) -> list[dict[str, Any]]:
 def test_what_was_handed_over_is_there_with_all_that_was_said(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
         recorder.model("m", "student", SPEC)
-        one = seen(recorder, quality=("blurred",), audit=0.01)
-        recorder.frame(one, said(1), kept=("audit", b"jpeg"), ask="audit")
+        one = recorder.frame(seen(quality=("blurred",), audit=0.01), said(1), kept=("audit", b"jpeg"), ask="audit")
         done = recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0, "live", "by the road"))
         recorder.opinion(one.id, said(0, "teacher", "big"), SPEC)
         recorder.event("clock", "+3 s")
@@ -89,29 +88,65 @@ def test_what_was_handed_over_is_there_with_all_that_was_said(tmp_path: Path) ->
 
 def test_the_same_click_is_one_label_and_a_frame_must_be_known(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        one = seen(recorder)
-        recorder.frame(one, said())
+        one = recorder.frame(seen(), said())
         label = Label("click-001", one.id, "rust", "Ana", 6.0)
         assert recorder.label(label) == recorder.label(label)
         with pytest.raises(InputError, match="frame 77"):
             recorder.label(Label("click-002", 77, "rust", "Ana", 6.0))
-        recorder.frame(seen(recorder), said())
+        recorder.frame(seen(), said())
     assert count(tmp_path, "labels") == 1 and count(tmp_path, "frames") == 2
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 20_000])
+def test_a_text_that_no_database_takes_is_refused_and_the_rest_goes_on(tmp_path: Path, text: str) -> None:
+    with recording(tmp_path) as recorder:
+        one = recorder.frame(seen(), said())
+        with pytest.raises(InputError, match="note: is no plain text"):
+            recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0, note=text))
+        recorder.event("note", text)
+        recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
+    assert count(tmp_path, "labels") == count(tmp_path, "events") == 1
+
+
+def test_what_breaks_a_rule_of_the_database_is_dropped_and_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        recorder._put(recorders._Entry(lambda db: db.execute("INSERT INTO frames(id) VALUES(1)")))
+        while not recorder.dropped:
+            time.sleep(0.01)
+        recorder.frame(seen(), said())
+        settled(recorder)
+        assert recorder.dropped == 1
+    assert count(tmp_path, "frames") == 1
+
+
+def test_a_late_answer_does_not_take_the_id_of_one_that_is_gone(tmp_path: Path) -> None:
+    with contextlib.closing(records.create(tmp_path)) as db:
+        for frame in (1, 2):
+            records.add_frame(db, Seen(frame, 1.0, "c"))
+            records.add_opinion(db, frame, said())
+        records.add_opinion(db, 1, said(0, "teacher", "big"))
+        assert records.fold(db, 1) == 1
+        records.add_opinion(db, 2, said(0, "teacher", "big"))
+        assert [row["id"] for row in records.beyond(db, "predictions", 0, 9)] == [2, 4]
+
+
+def test_the_button_goes_before_a_doubt(tmp_path: Path) -> None:
+    with contextlib.closing(records.create(tmp_path)) as db:
+        records.add_ask(db, 1, "doubt", 1.0)
+        records.add_ask(db, 1, "button", 2.0)
+        assert db.execute("SELECT frame, why FROM asks").fetchall() == [(1, "button")]
 
 
 def test_ids_go_on_after_a_restart(tmp_path: Path) -> None:
     for expected in (1, 2, 3):
         with recording(tmp_path) as recorder:
-            one = seen(recorder)
-            assert one.id == expected
-            recorder.frame(one, None)
+            assert recorder.frame(seen(), None).id == expected
 
 
 def test_the_oldest_unlabelled_pictures_go_first_and_the_labelled_never(tmp_path: Path) -> None:
     with recording(tmp_path, Bounds(quota_bytes=50_000, free_bytes=0)) as recorder:
         for number in range(200):
-            one = seen(recorder)
-            recorder.frame(one, said(), kept=("doubt", bytes([number]) * 1000))
+            one = recorder.frame(seen(), said(), kept=("doubt", bytes([number]) * 1000))
             if number % 40 == 0:
                 recorder.label(Label(f"click-{number:03d}", one.id, "rust", "Ana", 6.0))
     kept = {row["frame"] for row in rows(tmp_path, "pictures")}
@@ -124,8 +159,8 @@ def test_the_oldest_unlabelled_pictures_go_first_and_the_labelled_never(tmp_path
 def test_old_frames_become_daily_counts_but_not_those_of_labels_and_pictures(tmp_path: Path) -> None:
     with recording(tmp_path, Bounds(free_bytes=0, rows=1000)) as recorder:
         for number in range(3000):
-            one = seen(recorder, t=1_800_000_000.0 + 60 * number)
-            recorder.frame(one, said(number % 2), kept=("audit", b"x") if number == 5 else None)
+            new = seen(t=1_800_000_000.0 + 60 * number)
+            one = recorder.frame(new, said(number % 2), kept=("audit", b"x") if number == 5 else None)
             if number == 7:
                 recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
     frames = rows(tmp_path, "frames")
@@ -138,7 +173,7 @@ def test_old_frames_become_daily_counts_but_not_those_of_labels_and_pictures(tmp
 
 def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        recorder.frame(seen(recorder), said(), kept=("doubt", b"jpeg"))
+        recorder.frame(seen(), said(), kept=("doubt", b"jpeg"))
     stray = tmp_path / "pictures" / "2027-01-15" / "000000009.jpg"
     stray.write_bytes(b"half")
     with recording(tmp_path):
@@ -146,7 +181,7 @@ def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_pa
     assert not stray.exists() and len(list(tmp_path.rglob("*.jpg"))) == 1
     (tmp_path / "records.db").write_bytes(b"no database at all" * 1000)
     with recording(tmp_path) as recorder:
-        recorder.frame(seen(recorder), said())
+        recorder.frame(seen(), said())
     assert count(tmp_path, "frames") == 1
     assert len(list(tmp_path.glob("damaged-*/records.db"))) == len(list(tmp_path.glob("damaged-*/pictures"))) == 1
 
@@ -167,12 +202,11 @@ def test_a_disk_that_refuses_is_waited_for_and_a_label_is_refused(
     monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
     monkeypatch.setattr(files, "write_bytes", refuse)
     with recording(tmp_path) as recorder:
-        one = seen(recorder)
-        recorder.frame(one, said())
+        one = recorder.frame(seen(), said())
         recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
         refusing.set()
         for _ in range(5):
-            recorder.frame(seen(recorder), said(), kept=("doubt", b"jpeg"))
+            recorder.frame(seen(), said(), kept=("doubt", b"jpeg"))
         with pytest.raises(StorageError, match="not recorded"):
             recorder.label(Label("click-002", one.id, "rust", "Ana", 6.0))
         assert recorder.trouble
@@ -186,12 +220,12 @@ def test_what_waits_for_a_disk_is_bounded_and_counted(tmp_path: Path, monkeypatc
     monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
     monkeypatch.setattr(recorders, "_WAITING", 100)
     with recording(tmp_path) as recorder:
-        recorder.frame(seen(recorder), None)
+        recorder.frame(seen(), None)
         settled(recorder)
         holder = sqlite3.connect(tmp_path / "records.db", timeout=0)
         holder.execute("BEGIN IMMEDIATE")  # as a writer that is none of ours
         for _ in range(1500):
-            recorder.frame(seen(recorder), said())
+            recorder.frame(seen(), said())
         assert recorder.health()["waiting"] <= 100 + 500
         holder.execute("ROLLBACK")
         holder.close()
@@ -204,8 +238,8 @@ def test_a_jump_of_the_clock_is_an_event(tmp_path: Path, monkeypatch: pytest.Mon
     now = time.time
     with recording(tmp_path) as recorder:
         monkeypatch.setattr(time, "time", lambda: now() + 3600)
-        recorder.frame(seen(recorder), said())
-        recorder.frame(seen(recorder), said())
+        recorder.frame(seen(), said())
+        recorder.frame(seen(), said())
         settled(recorder)
         monkeypatch.undo()
     first = rows(tmp_path, "events")[0]
@@ -220,8 +254,7 @@ from device.test_recorder import *
 recorder = Recorder(Path(sys.argv[1]), LOOSE)
 number = 0
 while True:
-    one = seen(recorder)
-    recorder.frame(one, said(), kept=("doubt", b"jpeg" * 500) if number % 3 == 0 else None)
+    one = recorder.frame(seen(), said(), kept=("doubt", b"jpeg" * 500) if number % 3 == 0 else None)
     if number % 5 == 0:
         key = f"click-{one.id:06d}"
         recorder.label(Label(key, one.id, "rust", "Ana", 6.0))
