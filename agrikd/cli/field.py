@@ -32,10 +32,10 @@ def agent(
     from agrikd.device.__main__ import run_agent
     from agrikd.device.agent import Agent
     from agrikd.device.child import Limits, Model
-    from agrikd.device.store import Store
+    from agrikd.device.store import SETTINGS, Store
 
     with files.storage_errors(folder):
         store = Store(folder)
-    own = settings.chosen(folder / settings.FILE, source, port)
+    own = settings.chosen(folder / SETTINGS, source, port)
     held = Model(model.parent, model.name, store.engines) if model else None
     run_agent(Agent(store, Limits(), own, held))

@@ -6,8 +6,9 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +18,7 @@ from agrikd.command import Group
 from agrikd.device import installer, serve, settings, support
 from agrikd.device.agent import Agent
 from agrikd.device.child import Limits
-from agrikd.device.store import PENDING, Store
+from agrikd.device.store import PENDING, SETTINGS, Store
 from agrikd.errors import DeviceError, RolledBackError
 from agrikd.wire import Patient, Wire
 
@@ -59,7 +60,7 @@ def run(
 ) -> None:
     """The agent: keep the current release answering, end what was begun, look through the cameras of agent.yaml."""
     held = store(context)
-    own = settings.read(held.folder / settings.FILE)
+    own = settings.read(held.folder / SETTINGS)
     run_agent(Agent(held, Limits(start_s, answer_s, trial_s, memory_mib, budget_ms), own))
 
 
@@ -107,8 +108,16 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        rows = [(name, "" if value is None else str(value)) for name, value in found.items()]
-        console.stdout.print(console.table(found["kind"], ("", ""), rows))
+        console.stdout.print(console.table(found["kind"], ("", ""), list(_rows(found))))
+
+
+def _rows(said: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """A line for each thing that is said; what says nothing has none."""
+    for name, value in said.items():
+        if isinstance(value, dict):
+            yield from _rows(value, f"{before}{name} ")
+        elif value not in (None, ""):
+            yield f"{before}{name}", str(value)
 
 
 @app.command()

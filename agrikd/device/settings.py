@@ -11,11 +11,12 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from agrikd import files
+from agrikd.device.camera import kind
+from agrikd.device.schedule import Schedule
 from agrikd.errors import InputError, Problem
 from agrikd.recipe import Share, Spec, problems_of
 from agrikd.records import Place
 
-FILE = "agent.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -45,6 +46,22 @@ class CameraSettings(Spec):
     longitude: Annotated[float, Field(ge=-180, le=180)] | None = None
     every_s: Annotated[float, Field(ge=0)] = 0.0
     hours: str = ""
+
+    @model_validator(mode="after")
+    def _can_be(self) -> CameraSettings:
+        mistakes = []
+        for make in (lambda: kind(self.source), self.schedule):
+            try:
+                make()
+            except InputError as error:
+                mistakes += [f"{one.said} ({one.mend})" for one in error.problems]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def schedule(self) -> Schedule:
+        """Raises `InputError` where it makes no sense."""
+        return Schedule(self.every_s, self.hours, self.latitude, self.longitude, self.name)
 
     @property
     def place(self) -> Place:

@@ -15,7 +15,6 @@ from agrikd.device.aide import Aide
 from agrikd.device.camera import Camera
 from agrikd.device.desk import Desk
 from agrikd.device.recorder import Bounds, Recorder
-from agrikd.device.schedule import Schedule
 from agrikd.device.serving import Serving
 from agrikd.device.watch import Eye, Keeping, Watch
 from agrikd.errors import AgriKDError, DeviceError
@@ -95,8 +94,7 @@ class Station:
 
 
 def _eye(said: CameraSettings) -> Eye:
-    schedule = Schedule(said.every_s, said.hours, said.latitude, said.longitude)
-    return Eye(said.name, Camera(said.source), said.place, schedule)
+    return Eye(said.name, Camera(said.source), said.place, said.schedule())
 
 
 def _aides(folder: Path, settings: Settings) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,8 @@ Phase = Literal["IDLE", "RECEIVING", "VERIFIED", "PREPARED", "TRIAL", "COMMITTED
 PENDING: tuple[Phase, ...] = ("VERIFIED", "PREPARED", "TRIAL")
 """What the agent goes on with by itself."""
 _LOG_BYTES = 2**20
+SETTINGS = "agent.yaml"
+"""May be written before there is a store."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Store:
     """The folder of a device; made where it is not there."""
 
     def __init__(self, folder: Path) -> None:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "trust").is_dir():
+        others = {path.name for path in folder.iterdir()} - {SETTINGS} if folder.is_dir() else set()
+        if others and "trust" not in others:
             raise InputError(Problem(str(folder), "holds other things than a device's store", "name an empty folder"))
         self.folder = folder
         self.socket = folder / "agent.sock"
@@ -287,8 +290,10 @@ class Store:
 
     @property
     def size_bytes(self) -> int:
-        """Of releases, blobs and chunks; a blob counts once, however many releases share it."""
-        found = (path.stat() for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink())
+        """Of releases, blobs, chunks and engines, not of records; a blob counts once, however many releases share it."""
+        own = (self.folder / name for name in ("blobs", "incoming", "releases", "engines"))
+        paths = (path for folder in own for path in folder.rglob("*"))
+        found = (path.stat() for path in paths if path.is_file() and not path.is_symlink())
         return sum({one.st_ino: one.st_size for one in found}.values())
 
     def collect(self) -> list[str]:

@@ -146,6 +146,8 @@ def test_the_store_has_a_quota(device: Device, packed: Pack, quick: Any, monkeyp
     """Unused releases go first; what serves and what did before never do."""
     kept = [quick(packed(seq, held=contents(WEIGHTS + seq))) for seq in (1, 2, 3)][1:]
     monkeypatch.setattr(installer, "QUOTA_BYTES", device.store.size_bytes + 100_000)
+    (device.store.folder / "records").mkdir()
+    (device.store.folder / "records" / "pictures").write_bytes(bytes(200_000))  # which have a quota of their own
     large = {**contents(), "ballast.bin": os.urandom(200_000)}
     with Bundle(packed(4, held=large)) as opened, pytest.raises(AgriKDError, match="at most"):
         installer.begin(device.store, opened.envelope, opened.release)

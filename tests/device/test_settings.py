@@ -1,0 +1,80 @@
+"""What a person may set of an agent, and what he is told when it makes no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agrikd.device import settings
+from agrikd.device.store import SETTINGS, Store
+from agrikd.errors import InputError
+
+WHOLE = """
+device: orchard-1
+cameras:
+  - {name: row-7, source: "rtsp://farmer:secret@10.0.0.9/h264", field: north, plot: "7", latitude: 41.2, longitude: 2.1,
+     hours: daylight, every_s: 10}
+  - {name: gate, source: "usb:0", hours: "06:00-20:00"}
+records: {quota_gb: 8, audit_share: 0.02}
+teacher: {url: "https://lab.example/agrikd/", token_file: /etc/agrikd/token, steady_per_s: 0.5}
+hub: {url: "http://10.0.0.1:8700", token_file: /etc/agrikd/token, bytes_per_s: 50000}
+live: {host: 0.0.0.0, port: 8600, origins: ["https://farm.example"]}
+"""
+
+
+def test_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(WHOLE)
+    found = settings.read(tmp_path / SETTINGS)
+    assert [one.name for one in found.cameras] == ["row-7", "gate"] and found.cameras[0].place.latitude == 41.2
+    assert found.teacher and found.teacher.url == "https://lab.example/agrikd"
+    Store(tmp_path)  # settings may be there before the store is
+
+
+def test_without_a_file_there_is_no_camera_and_this_machine_has_a_name(tmp_path: Path) -> None:
+    found = settings.read(tmp_path / SETTINGS)
+    assert found.cameras == () and found.device
+
+
+def test_a_camera_named_by_the_command(tmp_path: Path) -> None:
+    found = settings.chosen(tmp_path / SETTINGS, "demo", 8601)
+    assert found.cameras[0].source == "demo" and found.live and found.live.port == 8601
+    (tmp_path / SETTINGS).write_text(WHOLE)
+    assert len(settings.chosen(tmp_path / SETTINGS, "", 8600).cameras) == 2
+    with pytest.raises(InputError, match="names the cameras already"):
+        settings.chosen(tmp_path / SETTINGS, "demo", 8600)
+
+
+MISTAKES = {
+    "a key": ("cameras: [{name: a, source: demo, sorce: x}]", "did you mean 'source'"),
+    "a source": ("cameras: [{name: a, source: 'usb:first'}]", "is no source"),
+    "hours": ("cameras: [{name: a, source: demo, hours: morning}]", "06:00-20:00"),
+    "no place": ("cameras: [{name: a, source: demo, hours: daylight}]", "latitude"),
+    "a place": ("cameras: [{name: a, source: demo, latitude: 91}]", "cameras.0.latitude"),
+    "a name": ("cameras: [{name: '../a', source: demo}]", "letters, digits, dots and dashes"),
+    "a name twice": ("cameras: [{name: a, source: demo}, {name: a, source: demo}]", "two cameras are called 'a'"),
+    "a device's name": ("device: 'a b'", "letters, digits, dots and dashes"),
+    "an address": ("hub: {url: 'hub.example', token_file: t}", "expected http"),
+    "no token": ("teacher: {url: 'http://a'}", "token_file: is missing"),
+    "a share": ("records: {audit_share: 2}", "records.audit_share"),
+    "a list": ("- demo", "a group of settings"),
+    "no YAML": ("cameras: [", "is no YAML"),
+}
+
+
+@pytest.mark.parametrize(("said", "answer"), MISTAKES.values(), ids=MISTAKES)
+def test_what_makes_no_sense(tmp_path: Path, said: str, answer: str) -> None:
+    (tmp_path / SETTINGS).write_text(said)
+    with pytest.raises(InputError) as refused:
+        settings.read(tmp_path / SETTINGS)
+    assert answer in str(refused.value) and SETTINGS in str(refused.value)
+
+
+def test_all_mistakes_at_once_and_no_password(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(
+        "cameras: [{name: a, source: 'rtsp://u:s3cret@:0/x', hours: noon}]\nrecords: {quota_gb: -1}\nlives: {}"
+    )
+    with pytest.raises(InputError) as refused:
+        settings.read(tmp_path / SETTINGS)
+    words = str(refused.value)
+    assert all(one in words for one in ("is no source", "hours", "quota_gb", "lives")) and "s3cret" not in words
