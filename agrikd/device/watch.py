@@ -127,7 +127,7 @@ class Watch(threading.Thread):
         after, last = 0, -math.inf
         try:
             while not self.stop.is_set():
-                if not self.eye.schedule.due(time.time(), last) and not self.watched:
+                if not self.eye.schedule.due(time.time(), last) and not self._is_watched:
                     self.eye.rest(self.stop)
                     continue
                 frame = self.eye.camera.next(after, _LOOK_S)
@@ -149,7 +149,11 @@ class Watch(threading.Thread):
     @property
     def watched(self) -> Shown | None:
         """The newest frame, if somebody looks."""
-        return self._newest if time.monotonic() - self._looked_at < _WHILE_WATCHED_S else None
+        return self._newest if self._is_watched else None
+
+    @property
+    def _is_watched(self) -> bool:
+        return time.monotonic() - self._looked_at < _WHILE_WATCHED_S
 
     def health(self) -> dict[str, Any]:
         """fps: of frames that went through the model, over the last sixty."""
