@@ -100,7 +100,7 @@ class Release:
         return sum(one.size_bytes for one in self.files)
 
     def payload(self) -> bytes:
-        return files.canonical({"schema": SCHEMA, **asdict(self)})
+        return files.canonical({"schema": SCHEMA, **asdict(self), "spec": self.spec.to_json()})
 
     @classmethod
     def from_payload(cls, payload: bytes, where: str) -> Release:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agrikd import metrics
 from agrikd.errors import InputError, Problem
+from agrikd.known import Fit
 from agrikd.types import Calibration, Scale
 
 _FEWEST_ROWS = 20
@@ -18,11 +19,12 @@ _FEWEST_ROWS = 20
 
 class HeldOut(NamedTuple):
     """logits [N, C] of rows that the net never learned from, and their labels [N]: classes, or numbers. evidence: "val"
-    or "out-of-fold"."""
+    or "out-of-fold". known: what the training photos look like; None where they are too few to say."""
 
     logits: NDArray[np.float32]
     truth: NDArray[Any]
     evidence: str
+    known: Fit | None = None
 
 
 def calibrate(
@@ -38,7 +40,7 @@ def calibrate(
     target_risk, coverage, known_kept: in (0, 1), see `Calibration`.
     Raises `InputError` for fewer than 20 rows or a share outside (0, 1).
     """
-    logits, truth, evidence = held_out
+    logits, truth, evidence, known = held_out
     shares = {"target_risk": target_risk, "coverage": coverage, "known_kept": known_kept}
     problems = [
         Problem(name, f"is {value}, expected a share between 0 and 1")
@@ -65,8 +67,9 @@ def calibrate(
         target_risk=target_risk,
         conformal_quantile=quantile,
         coverage=coverage,
-        unknown_above=float(np.quantile(metrics.energy(logits), known_kept)),
+        unknown_above=min(metrics.quantile_of(known.held_out, known_kept), known.held_out.max()) if known else None,
         known_kept=known_kept,
         rows=len(truth),
         evidence=evidence,
+        known=known.known if known else None,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agrikd import files
+from agrikd.evaluate import Refusals
 from agrikd.export.artefacts import Artefact
 from agrikd.run import Run
 from agrikd.types import ModelSpec
@@ -30,6 +31,7 @@ def _model(run: Run, spec: ModelSpec) -> Iterator[str]:
     yield f"- Data: `{recipe.data.manifest.name}`, digest `{record['data_digest'][:16]}`"
     yield f"- Recipe: digest `{record['recipe_digest'][:16]}`"
     yield f"- {_sureness(spec)}"
+    yield f"- {_acquaintance(spec)}"
     yield ""
 
 
@@ -39,8 +41,18 @@ def _sureness(spec: ModelSpec) -> str:
         return "Not calibrated: its probabilities are a plain softmax."
     return (
         f"Calibrated on {found.rows} rows ({found.evidence}): temperature {found.temperature:.2f}; its set of "
-        f"candidates or interval holds the truth in {found.coverage:.0%} of photos like these; of these, "
-        f"{found.known_kept:.0%} are not called “not a plant I know”."
+        f"candidates or interval holds the truth in {found.coverage:.0%} of photos like these."
+    )
+
+
+def _acquaintance(spec: ModelSpec) -> str:
+    found = spec.calibration
+    if found is None or found.known is None:
+        return "It never says “not a plant I know”: whatever it is shown, it answers."
+    return (
+        f"“Not a plant I know”: {found.known}, with a limit that {found.known_kept:.0%} of their views pass. It knows "
+        "photos of the kind it was taught with, not botany: leaves of other crops may pass, and plants it knows may "
+        "be refused where they are framed or lit otherwise."
     )
 
 
@@ -55,6 +67,8 @@ def _figures(run: Run) -> Iterator[str]:
         said: dict[str, Any] = files.read_json(path)
         figures = (f"{name} {_estimate(said[name])}" for name in ("macro_f1", "accuracy", "mae", "r2") if name in said)
         yield f"- On {said['rows']} photos of {said['split']}: {', '.join(figures)}"
+        if counts := said.get("refusals"):
+            yield f"- As “not a plant I know” it refuses there {Refusals(**counts)}"
     yield ""
 
 

@@ -54,17 +54,30 @@ class Decisions:
     """What the calibration's promises came to on these rows: shares in [0, 1].
 
     answered: not "unsure". risk: error among the answered. covered: the candidate set held the truth.
-    set_size: mean size of that set. unknown_kept: plants not called unknown. unknown_auroc: separation of plants
-    from `others` pictures of none (None where the split has none).
+    set_size: mean size of that set.
     """
 
     answered: float
     risk: float
     covered: float
     set_size: float
-    unknown_kept: float
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """How many were called "not a plant I know": of `plants` labelled photos, and of `others`, pictures of no plant."""
+
+    plants: int
+    plants_refused: int
     others: int
-    unknown_auroc: float | None
+    others_refused: int
+
+    def __str__(self) -> str:
+        counted = (
+            (self.plants_refused, self.plants, "plants"),
+            (self.others_refused, self.others, "pictures of no plant"),
+        )
+        return " and ".join(f"{k} of {n} {what} ({100 * k / n:.1f}\u00a0%)" for k, n, what in counted if n)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Report:
 
     ece: expected calibration error, 15 bins. nll: mean log loss in nats. confusion[i][j]: rows of class i called
     j. agreement, kl: with the teacher on the same rows. ms_per_image: median wall time of one photo at a
-    time, from pixels to prediction, on `threads` threads.
+    time, from pixels to prediction, on `threads` threads. refusals: None where the model does not say them.
     """
 
     model: str
@@ -98,6 +111,7 @@ class Report:
     parameters: int
     size_bytes: int
     ms_per_image: float
+    refusals: Refusals | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,6 +127,7 @@ class Report:
             "reliability": tuple((a, b, n) for a, b, n in value["reliability"]),
             "worst": tuple(Mistake(**one) for one in value["worst"]),
             "decisions": Decisions(**value["decisions"]) if value["decisions"] else None,
+            "refusals": Refusals(**value["refusals"]) if value["refusals"] else None,
         }
         return cls(**{**value, **made})
 
@@ -148,13 +163,14 @@ def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Pred
         confusion=tuple(tuple(int(n) for n in row) for row in table),
         reliability=_reliability(probabilities, truth),
         worst=_worst(manifest, rows, truth, predictions, classes),
-        decisions=_decisions(predictor, predictions, truth, manifest, split),
+        decisions=_decisions(predictor, predictions, truth),
         teacher=teacher.spec.name if teacher else None,
         agreement=metrics.agreement([p.top for p in told], top) if told else None,
         kl=metrics.kl(np.stack([p.logits for p in told]), logits) if told else None,
         parameters=predictor.parameters,
         size_bytes=predictor.size_bytes,
         ms_per_image=1000 * seconds,
+        refusals=refusals(predictor, predictions, manifest, split),
     )
 
 
@@ -246,29 +262,25 @@ def teacher_on(
     return predict_rows(teacher, manifest, rows)[0]
 
 
-def _decisions(
-    predictor: Predictor,
-    predictions: Sequence[Prediction],
-    truth: NDArray[np.int64],
-    manifest: Manifest,
-    split: str,
-) -> Decisions | None:
+def refusals(
+    predictor: Predictor, predictions: Sequence[Prediction], manifest: Manifest, split: str
+) -> Refusals | None:
+    """Of the split's labelled photos, which got these predictions, and of its pictures of no plant."""
+    if any(one.unknown is None for one in predictions):
+        return None
+    others = predict_rows(predictor, manifest, manifest.others(split))[0] if manifest.others(split) else []
+    refused, others_refused = (sum(bool(one.unknown) for one in said) for said in (predictions, others))
+    return Refusals(len(predictions), refused, len(others), others_refused)
+
+
+def _decisions(predictor: Predictor, predictions: Sequence[Prediction], truth: NDArray[np.int64]) -> Decisions | None:
     if predictor.spec.calibration is None:
         return None
     right = np.array([p.top == t for p, t in zip(predictions, truth, strict=True)])
     answered = np.array([not p.unsure for p in predictions])
-    others = manifest.others(split)
-    strange = predict_rows(predictor, manifest, others)[0] if others else []
-    known_energy = metrics.energy(np.stack([p.logits for p in predictions]))
-    auroc = None
-    if strange:
-        auroc = metrics.auroc(known_energy, metrics.energy(np.stack([p.logits for p in strange])))
     return Decisions(
         answered=float(answered.mean()),
         risk=float(1 - right[answered].mean()) if answered.any() else 0.0,
         covered=float(np.mean([t in p.candidates for p, t in zip(predictions, truth, strict=True)])),
         set_size=float(np.mean([len(p.candidates) for p in predictions])),
-        unknown_kept=float(np.mean([not p.unknown for p in predictions])),
-        others=len(others),
-        unknown_auroc=auroc,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agrikd import intervals, metrics
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
-from agrikd.evaluate import Estimate, groups_of, predict_rows, teacher_on, truth_of
+from agrikd.evaluate import Estimate, Refusals, groups_of, predict_rows, refusals, teacher_on, truth_of
 from agrikd.predict._base import Predictor
 from agrikd.types import Prediction, Scale
 
@@ -36,7 +36,7 @@ class NumberReport:
     mae, rmse, r2: with 95 % bootstrap intervals. bias: mean of said − truth. at_median: the MAE of always saying the
     median of the labelled training photos. covered: share of photos whose interval holds the truth, of which
     `promised` was the aim; width: of the interval, mean; all three None without a calibration. points: every photo, the
-    worst first. apart: mean distance from the teacher. ms_per_image: as in `Report`.
+    worst first. apart: mean distance from the teacher. ms_per_image, refusals: as in `Report`.
     """
 
     model: str
@@ -59,6 +59,7 @@ class NumberReport:
     parameters: int
     size_bytes: int
     ms_per_image: float
+    refusals: Refusals | None = None
 
     @property
     def worst(self) -> tuple[Point, ...]:
@@ -111,6 +112,7 @@ def evaluate_numbers(
         parameters=predictor.parameters,
         size_bytes=predictor.size_bytes,
         ms_per_image=1000 * seconds,
+        refusals=refusals(predictor, predictions, manifest, split),
     )
 
 

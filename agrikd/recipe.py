@@ -76,7 +76,7 @@ class TaskSpec(Spec):
 
 class PoolSpec(Spec):
     """Which photos without a label may teach; see `agrikd.pool`. confidence: the teacher's top probability is at least
-    that. known: a share of the labelled photos; beyond their quantile of energy a photo is "not a plant I know"."""
+    that. known: a share of the labelled photos; a photo beyond their quantile of the teacher's energy is left out."""
 
     confidence: Share = 0.0
     known: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -179,7 +179,7 @@ def _words(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, str]]:
     """(what it is about, sentences) on the last model, for a reader who knows plants and no statistics."""
     report = reports[-1][1]
     said = [("Right and wrong", _finds(report)), *_confusions(report), ("Its percentages", _trust(report))]
-    said += _decisions(report)
+    said += [*_decisions(report), *stranger(report)]
     return said + [(f"Beside “{other}”", _beside(report, its, other)) for other, its in reports[:-1]]
 
 
@@ -256,15 +256,18 @@ def _decisions(report: Report) -> list[tuple[str, str]]:
         f"Its list of candidates holds the right name in {_percent(d.covered)} of the photos; "
         f"it is {d.set_size:.1f} names long on average, of {len(report.classes)}."
     )
-    strange = f"It takes {_percent(1 - d.unknown_kept)} of these photos for something it does not know. "
-    if d.unknown_auroc is None:
-        strange += "There was no picture of anything else here, so whether it would notice one is not known."
-    else:
-        strange += (
-            f"Shown a photo of the crop and one of something else ({d.others} such pictures), "
-            f"it finds the second the stranger of the two in {_percent(d.unknown_auroc)} of pairs (AUROC)."
-        )
-    return [("Unsure", unsure), ("Short list", listed), ("Something else", strange)]
+    return [("Unsure", unsure), ("Short list", listed)]
+
+
+def stranger(report: Report | NumberReport) -> list[tuple[str, str]]:
+    """How it fared with "not a plant I know"."""
+    found = report.refusals
+    if found is None:
+        return [
+            ("Something else", "It does not notice it: shown something else than its plants, it answers all the same.")
+        ]
+    unseen = "" if found.others else " There was no picture of anything else: whether it notices one is not known."
+    return [("Something else", f"As not a plant it knows it refuses {found}.{unseen}")]
 
 
 def _beside(report: Report, its: Report, other: str) -> str:

@@ -10,7 +10,7 @@ from agrikd import files, pages, plots
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.evaluate_numbers import NumberReport
-from agrikd.report import FILTERS, Background, Tile, around, picture_of
+from agrikd.report import FILTERS, Background, Tile, around, picture_of, stranger
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -54,6 +54,7 @@ def _words(reports: Sequence[tuple[str, NumberReport]]) -> list[tuple[str, str]]
         ("How far off", _off(report)),
         ("Its lean", _lean(report)),
         ("Its intervals", _trust(report)),
+        *stranger(report),
         *((f"Beside “{label}”", _beside(report, other)) for label, other in reports[:-1]),
     ]
 

@@ -137,8 +137,8 @@ class Run:
         if not path.exists():
             return None
         try:
-            return Calibration(**files.read_json(path))
-        except TypeError:
+            return Calibration.from_json(files.read_json(path))
+        except (AttributeError, TypeError, ValueError):
             mend = f"make it again with: agrikd calibrate {self.folder}"
             raise InputError(Problem(str(path), "is no calibration", mend)) from None
 

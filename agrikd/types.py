@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,35 @@ def _shares(probabilities: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(exact / exact.sum(axis=1, keepdims=True))
 
 
+class Known(NamedTuple):
+    """What photos of the plants a model knows look like: a Gaussian over D statistics of a picture (`agrikd.known`).
+
+    mean: [D]. factor: the lower Cholesky factor L of the inverse covariance LLᵀ, row by row up to the diagonal. Both
+    are float32, little-endian, as base64: short, and the same bits wherever they are read; a factor that is rounded is
+    still one of a covariance. photos: how many it was fitted to.
+    """
+
+    mean: str
+    factor: str
+    photos: int
+
+    def __str__(self) -> str:
+        return f"learned from {self.photos} photos"
+
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean [D] and L [D, D]; raises `ValueError` where the texts hold no such thing."""
+        mean, packed = (
+            np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float64)
+            for text in (self.mean, self.factor)
+        )
+        whole = len(mean) and len(packed) == len(mean) * (len(mean) + 1) // 2
+        if not (whole and np.isfinite(mean).all() and np.isfinite(packed).all()):
+            raise ValueError("the mean and the factor of `known` do not fit, or hold what is no number")
+        factor = np.zeros((len(mean), len(mean)))
+        factor[np.tril_indices(len(mean))] = packed
+        return mean, factor
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What turns logits into statements that hold as often as they claim; fitted on held-out rows.
@@ -87,8 +117,10 @@ class Calibration:
     conformal_quantile: a class belongs to the prediction set when 1 − p ≤ this; the set holds the truth with
         probability ≥ `coverage` (split conformal, LAC: Sadinle et al. 2019, arXiv:1609.00451). For a number: its
         interval is this many `Scale.spreads` to both sides (Lei et al. 2018, arXiv:1604.04173, sec. 5.2).
-    unknown_above: an energy score −logsumexp(logits) above this is "not a plant I know" (Liu et al. 2020,
-        arXiv:2010.03759); `known_kept` of the held-out plants stay below it.
+    known, unknown_above: a picture whose `agrikd.known.strangeness` is above this is "not a plant I know"; `known_kept`
+        of the training photos' views stay below it. Without `known` nothing is said of it: None where the training
+        photos were fewer than 20, and in files from before it, whose limit was one of −logsumexp(logits), which
+        noticed one picture in twenty (models/LOG.md).
     rows: how many held-out rows; evidence: "val" or "out-of-fold".
     """
 
@@ -97,10 +129,19 @@ class Calibration:
     target_risk: float
     conformal_quantile: float
     coverage: float
-    unknown_above: float
+    unknown_above: float | None
     known_kept: float
     rows: int
     evidence: str
+    known: Known | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Calibration:
+        """Raises `TypeError` or `ValueError` where it is none."""
+        known = Known(*value["known"]) if value.get("known") else None
+        if known:
+            known.arrays()
+        return cls(**{**value, "known": known})
 
 
 @dataclass(frozen=True)
@@ -121,7 +162,11 @@ class ModelSpec:
     scale: Scale | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What was not known before `Calibration.known` is written as it was then: a signed release keeps its bytes."""
+        said = asdict(self)
+        if self.calibration and self.calibration.known is None:
+            del said["calibration"]["known"]
+        return said
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ModelSpec:
@@ -132,7 +177,7 @@ class ModelSpec:
             classes=tuple(value["classes"]),
             input_size=(int(value["input_size"][0]), int(value["input_size"][1])),
             fit=value["fit"],
-            calibration=Calibration(**calibration) if calibration else None,
+            calibration=Calibration.from_json(calibration) if calibration else None,
             scale=Scale(**scale) if scale else None,
         )
 
@@ -144,7 +189,7 @@ class Prediction:
     logits: float32 [C]. probabilities: float32 [C], sum 1. embedding: float32 [D].
     top: index of the most probable class. candidates: the conformal set, most probable first (all of
     `top` alone without a calibration). unsure: the top probability is below the threshold.
-    unknown: the image looks like none of the plants the model was taught; None without a calibration.
+    unknown: the image looks like none of the photos the model was taught with; None where nothing says so.
     value: the number, where that is what was asked; interval: (low, high) that holds it as often as the calibration
     says, None without one.
     """

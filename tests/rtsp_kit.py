@@ -1,4 +1,4 @@
-"""RTSP cameras for tests: a real server in a process of its own, a line that spoils what it carries, and bars to read."""
+"""RTSP cameras for tests: a real server in a process of its own, a line that spoils what it carries, bars to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import select
-import signal
 import socket
 import subprocess
 import threading
@@ -62,11 +61,11 @@ def free_port() -> int:
 
 
 class Server:
-    """H.264, 640 x 480 at 30 frames a second, a keyframe each second."""
+    """H.264, a keyframe each second."""
 
-    def __init__(self, *words: str, port: int = 0) -> None:
+    def __init__(self, *words: str, port: int = 0, size: tuple[int, int] = (640, 480), fps: int = 30) -> None:
         self.port = port or free_port()
-        command = [PYTHON, PROGRAM, str(self.port), "640", "480", "30", "30", *words]
+        command = [PYTHON, PROGRAM, *map(str, (self.port, *size, fps, fps)), *words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self._process.stdout
         assert select.select([self._process.stdout], [], [], 30)[0], "the RTSP server did not start"
@@ -79,15 +78,9 @@ class Server:
     def signal(self, which: int) -> None:
         self._process.send_signal(which)
 
-    def turn(self) -> None:
-        """Swap width and height."""
-        self.signal(signal.SIGUSR1)
-
     def kill(self) -> None:
         self._process.kill()
-        self._process.wait(10)
-        assert self._process.stdout
-        self._process.stdout.close()
+        self._process.communicate(timeout=10)
 
 
 class Line:

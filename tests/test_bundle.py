@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -19,7 +20,7 @@ from agrikd.bundle import Artefact, Bundle, File, Release
 from agrikd.dsse import Envelope, Key
 from agrikd.errors import AgriKDError, InputError, TrustError
 from agrikd.trust import Root
-from agrikd.types import Calibration, ModelSpec, Scale
+from agrikd.types import Calibration, Known, ModelSpec, Scale
 
 CONTENTS = {
     "model.onnx": bytes(range(256)) * 600,
@@ -108,6 +109,24 @@ def test_it_comes_back_whole_and_is_an_ordinary_tar(packed: bytes, root: Root, t
 def test_two_packs_of_the_same_are_the_same_bytes(packed: bytes, key: Key, tmp_path: Path) -> None:
     bundle.write(tmp_path / "again.akb", release(), CONTENTS, [key])
     assert (tmp_path / "again.akb").read_bytes() == packed
+
+
+def test_a_release_from_before_a_calibration_knew_plants_keeps_its_bytes() -> None:
+    """A device finds a release by the digest of its payload, and refuses one that is not in canonical form."""
+    old = release()
+    assert old.id == "7-1634b6fb" and b'"known":' not in old.payload()
+    assert Release.from_payload(old.payload(), "old") == old
+
+
+def test_what_plants_look_like_travels_in_a_release() -> None:
+    assert SPEC.calibration is not None
+    looks = Known(base64.b64encode(bytes(8)).decode(), base64.b64encode(bytes(12)).decode(), 40)
+    made = release(spec=replace(SPEC, calibration=replace(SPEC.calibration, known=looks)))
+    again = Release.from_payload(made.payload(), "new")
+    assert again == made and again.payload() == made.payload()
+    broken = made.payload().replace(looks.factor.encode(), looks.factor[:-4].encode())
+    with pytest.raises(InputError, match="is no release"):
+        Release.from_payload(broken, "broken")
 
 
 def test_every_byte_counts(packed: bytes, refused: Callable[[bytes], str]) -> None:

@@ -176,9 +176,11 @@ def test_held_out_predictions_without_a_val_split_are_out_of_fold(
     without_val.write_text("\n".join(line for line in lines if ",val," not in line) + "\n")
     raw = tiny(data={"manifest": str(without_val), "root": str(tiny_photos)})
     run = train.fit(parse(raw, "test"), tmp_path / "run")
-    logits, truth, evidence = held_out(run, 2)
+    logits, truth, evidence, looks = held_out(run, 2)
     assert evidence == "out-of-fold" and logits.shape == (24, 3) and np.bincount(truth).tolist() == [8, 8, 8]
-    stored, _, _ = held_out(run, 2)
+    assert looks is not None and looks.known.photos == 24 and looks.held_out.shape == (24 * 11,)
+    stored, _, _, again = held_out(run, 2)
+    assert again is not None and again.known == looks.known and np.array_equal(again.held_out, looks.held_out)
     assert np.array_equal(stored, logits), "the stored predictions are read, not trained again"
     folds = [Run.open(run.folder / "folds" / name) for name in ("0", "1")]
     assert [len(np.load(fold.folder / "embeddings.npz")["path"]) for fold in folds] == [12, 12]

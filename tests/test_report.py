@@ -15,12 +15,12 @@ import pytest
 from agrikd import image, metrics, plots
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, MissingExtraError
-from agrikd.evaluate import ClassReport, Decisions, Estimate, Mistake, Report
+from agrikd.evaluate import ClassReport, Decisions, Estimate, Mistake, Refusals, Report
 from agrikd.report import write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NASTY = '<b onmouseover="x">rust</b> & "$\\frac{1}" </svg><script>alert(1)</script> -->'
-DECISIONS = Decisions(0.8, 0.05, 0.92, 1.4, 0.96, 0, None)
+DECISIONS = Decisions(0.8, 0.05, 0.92, 1.4)
 
 
 class Page(HTMLParser):
@@ -299,12 +299,23 @@ def test_honest_percentages_on_few_photos_are_not_blamed(manifest: Manifest) -> 
         ({"answered": 0.0, "risk": 0.0}, "It says “unsure” to every photo"),
         ({"answered": 1.0, "risk": 0.002}, "It answers every photo; under 1 % of the answers are wrong."),
         ({}, "holds the right name in 92 % of the photos; it is 1.4 names long on average, of 5."),
-        ({}, "It takes 4 % of these photos for something it does not know. There was no picture of anything else"),
-        ({"others": 20, "unknown_auroc": 0.9}, "(20 such pictures), it finds the second the stranger of the two in 90"),
     ],
 )
 def test_decisions_in_words(manifest: Manifest, changes: dict[str, float], words: str) -> None:
     page = written(manifest, [("alone", made(FIVE, decisions=replace(DECISIONS, **changes)))])
+    assert words in page.text
+
+
+@pytest.mark.parametrize(
+    ("refusals", "words"),
+    [
+        (None, "Something else It does not notice it"),
+        (Refusals(50, 2, 0, 0), "it refuses 2 of 50 plants (4.0 %). There was no picture of anything else"),
+        (Refusals(50, 0, 20, 19), "refuses 0 of 50 plants (0.0 %) and 19 of 20 pictures of no plant (95.0 %)."),
+    ],
+)
+def test_what_is_no_plant_in_words(manifest: Manifest, refusals: Refusals | None, words: str) -> None:
+    page = written(manifest, [("alone", made(FIVE, refusals=refusals))])
     assert words in page.text
 
 

@@ -287,6 +287,7 @@ def test_who_says_nothing_more_is_left(call: Call, token: str, monkeypatch: pyte
 
 # As a command
 
+
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "agrikd", "serve", *map(str, words)]
 

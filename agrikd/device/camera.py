@@ -44,6 +44,7 @@ _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 2.0
 _KEPT_S = 1.0
 """A frame that came too late for one call is given to the next, unless it is older."""
 _FPS_S = 5.0
+_NO_ANSWER = "the camera's process says what is no answer"
 _ENVIRONMENT = {
     # TCP: a lost packet is not half a picture. Half a second of looking at the stream (µs), not until 30 frames have
     # come. Without "fflags;nobuffer", which throws the first keyframe away: no picture until the next one, 10 s later
@@ -56,11 +57,14 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Options:
-    """Of a camera. stall_s: seconds without a frame from an open source, after which its process is ended. open_s: for
-    opening a source, up to its first frame: a camera may send a keyframe every 10 s only. memory_mib: of the process,
-    at its peak. every_s: each photo of a folder is shown for. frozen_s: of one picture repeated to the byte. threads:
-    of FFmpeg's decoder; each beyond the first makes frames late by one more (measured). width, height, fps: asked of a
-    USB or CSI camera; 0 is the camera's own, for CSI 1280 x 720 at 30."""
+    """Of a camera.
+
+    stall_s: seconds without a frame from an open source, after which its process is ended. open_s: until the first
+    frame of a source: a camera may send a keyframe every 10 s only. memory_mib: of the process, at its peak. every_s:
+    each photo of a folder is shown for. frozen_s: of one picture repeated to the byte. threads: of FFmpeg's decoder;
+    each beyond the first makes frames late by one more (measured). width, height, fps: asked of a USB or CSI camera; 0
+    is the camera's own, for CSI 1280 x 720 at 30.
+    """
 
     stall_s: float = 5.0
     open_s: float = 15.0
@@ -104,7 +108,7 @@ class Camera:
         self._frame: Frame | None = None
         self._reader: _Reader | None = None
         self._newest, self._newest_mono = 0, 0.0
-        self._live, self._why, self._starts = False, "", 0
+        self._live, self._why, self._restarts = False, "", 0
         self._refused: dict[str, dict[str, Any]] = {}
         self._times: deque[tuple[float, int]] = deque()
         # The reader dies with the thread that began it, as the kernel sees it: this one lives until `stop`.
@@ -133,7 +137,8 @@ class Camera:
     def health(self) -> dict[str, Any]:
         """source: without its password. state: "closed", "opening" until something fails, "live" or "lost"; why, in
         words. fps: of the source, over the last five seconds. age_s: of the newest frame, None before the first.
-        restarts: of the process. refused: what was wrong with frames and tries, by cause: how many times, the last."""
+        restarts: of a process that failed. refused: frames and tries that came to nothing, by cause: {"times": how
+        many, "last": why}."""
         now = time.monotonic()
         with self._changed:
             state = "live" if self._live else "lost" if self._why else "opening"
@@ -143,7 +148,7 @@ class Camera:
                 "why": self._why,
                 "fps": self._fps(now),
                 "age_s": round(now - self._newest_mono, 3) if self._newest else None,
-                "restarts": max(0, self._starts - 1),
+                "restarts": self._restarts,
                 "refused": {cause: dict(said) for cause, said in self._refused.items()},
             }
 
@@ -185,8 +190,10 @@ class Camera:
                     self._converse(self._reader)
                 finally:
                     self._reader.stop()
-            except (DeviceError, OSError, LookupError, TypeError, ValueError) as error:
-                self._lose(str(error) if isinstance(error, (DeviceError, OSError)) else f"it says {error}")
+            except (DeviceError, OSError) as error:
+                self._lose(str(error))
+            except Exception:  # this thread outlives whatever it is told
+                self._lose(_NO_ANSWER)
             pause_s = _PAUSE_S if self._newest > before else min(2 * pause_s, _LONGEST_PAUSE_S)
             with self._changed:
                 self._changed.wait_for(lambda: self._over, pause_s)
@@ -201,11 +208,10 @@ class Camera:
         with self._changed:
             self._live = False
             if self._wanted:
-                self._why = hidden(why)
+                self._why, self._restarts = hidden(why), self._restarts + 1
 
     def _converse(self, reader: _Reader) -> None:
         """Ask until nobody wants to know. Without a wish it asks how the source fares, which leaves the pixels."""
-        self._starts += 1
         base = self._newest
         while True:
             with self._changed:
@@ -222,7 +228,8 @@ class Camera:
 
     def _note(self, said: dict[str, Any], base: int) -> None:
         with self._changed:
-            self._live, self._why = bool(said["live"]), hidden(str(said["why"]))
+            self._live = bool(said["live"])
+            self._why = "" if self._live else hidden(str(said["why"])) or self._why  # a new reader knows of no failure
             if base + int(said["newest"]) > self._newest:
                 self._newest, self._newest_mono = base + int(said["newest"]), float(said["newest_mono"])
                 self._times.append((self._newest_mono, self._newest))
@@ -275,7 +282,7 @@ class _Reader:
             raise DeviceError(self._last_words(error)) from None
         self._wire = Wire(Patient(self._process.stdout, _ANSWER_S), self._process.stdin)
         if isinstance(jpeg, dict):
-            raise DeviceError("the camera's process says what is no answer")
+            raise DeviceError(_NO_ANSWER)
         return said, jpeg
 
     def watch(self, memory_mib: float) -> None:
@@ -306,7 +313,7 @@ class _Reader:
 
     def _last_words(self, error: WireError) -> str:
         try:
-            code = self._process.wait(0.1 if "closed" in str(error) else 0)
+            code = self._process.wait(0.1)
         except subprocess.TimeoutExpired:
             return f"the camera's process hangs ({error})"
         self._drain()

@@ -22,7 +22,7 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
 from agrikd import __version__, audit, records, web
-from agrikd.device.worker import die_with_parent
+from agrikd.device.tether import die_with_parent
 from agrikd.errors import AgriKDError, InputError, Problem
 from agrikd.wire import MAX_BYTES
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from agrikd import files
-from agrikd.device.worker import die_with_parent
+from agrikd.device.tether import die_with_parent
 from agrikd.errors import DeviceError, InputError, Problem
 from agrikd.wire import Wire, WireError
 

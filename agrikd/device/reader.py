@@ -11,10 +11,8 @@ null. Every answer says {"newest", "newest_mono", "live", "why", "refused": {cau
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
-import signal
 import socket
 import sys
 import threading
@@ -30,14 +28,15 @@ import numpy as np
 from agrikd import errors, image
 from agrikd.device import quality
 from agrikd.device.camera import KINDS, MEMORY_BYTES, MOST_PIXELS, PORTS, Options, hidden, kind
+from agrikd.device.tether import die_with_parent
 from agrikd.types import Image
 from agrikd.wire import MAX_BYTES, Wire, WireError
 
-_PR_SET_PDEATHSIG = 1
 _ANSWER_S = 0.5
 _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 3.0
 """Between the beginnings of two tries to open a source: doubled from the one to the other."""
-_REACH_S = 2.0
+_REACH_S, _GREET_S = 2.0, 5.0
+"""For a stream's address to answer, and for its server to describe the stream: one that does not is asked again."""
 _SPOILT = 5
 """Frames in a row that cannot be decoded, before the source is opened anew: a USB camera's first one often cannot."""
 _JPEG_QUALITIES = (85, 60, 30)
@@ -182,7 +181,7 @@ def _film(path: Path, refuse: Refuse) -> Shots:
     """At its own speed, from its beginning again when it has ended."""
     cv2 = image.opencv()
     while True:
-        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        capture = cv2.VideoCapture(str(path))
         fps = capture.get(cv2.CAP_PROP_FPS)
         try:
             shots = _taken(capture, refuse, 1 / fps if 0 < fps <= 240 else 1 / 25)
@@ -238,6 +237,8 @@ def _fitting(pixels: Any) -> Image:
 
 
 def _open_stream(source: str, options: Options) -> Any:
+    """A stream whose size changes while it plays is stretched to its first size by OpenCV 5, which says nothing of it
+    (opencv/opencv#27116)."""
     cv2 = image.opencv()
     if not cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
         raise SourceError("no backend", "this OpenCV is built without FFmpeg: use gst:rtspsrc location=…")
@@ -248,8 +249,8 @@ def _open_stream(source: str, options: Options) -> Any:
             pass
     except OSError as error:
         raise SourceError("unreachable", f"nothing answers at its address ({error.strerror or error})") from None
-    wait_ms = int(1000 * options.open_s)
-    waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait_ms]
+    greet_ms, first_ms = int(1000 * _GREET_S), int(1000 * options.open_s)
+    waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, greet_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, first_ms]
     capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, [*waits, cv2.CAP_PROP_N_THREADS, options.threads])
     if not capture.isOpened():
         mend = "look at its path, user and password"
@@ -304,8 +305,7 @@ class Answers:
         try:
             frame = self._put(*found) if found else None
         except OSError as error:
-            frame, found = None, None
-            why = f"a frame has no room in shared memory ({error.strerror})"
+            frame, why = None, f"a frame has no room in shared memory ({error.strerror})"
             time.sleep(_ANSWER_S)
         fares = self._feed.fares()
         if frame is None:
@@ -334,8 +334,7 @@ class Answers:
 
 def main(memory: int) -> None:
     """Answer until stdin ends. Of all processes, the system may end this one first when memory is short."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     wire = Wire(sys.stdin.buffer, os.fdopen(os.dup(1), "wb"))

@@ -290,7 +290,7 @@ class Store:
 
     @property
     def size_bytes(self) -> int:
-        """Of releases, blobs, chunks and engines, not of records; a blob counts once, however many releases share it."""
+        """Of releases, blobs, chunks and engines, not of records; a blob that releases share counts once."""
         own = (self.folder / name for name in ("blobs", "incoming", "releases", "engines"))
         paths = (path for folder in own for path in folder.rglob("*"))
         found = (path.stat() for path in paths if path.is_file() and not path.is_symlink())

@@ -7,11 +7,8 @@ width]} with what it says of the pixels in that file.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import mmap
 import os
-import signal
 import sys
 import time
 from dataclasses import asdict
@@ -23,14 +20,13 @@ import numpy as np
 from agrikd import errors, files
 from agrikd.bundle import Release
 from agrikd.device import probes
+from agrikd.device.tether import die_with_parent
 from agrikd.dsse import Envelope
 from agrikd.predict import open_predictor
 from agrikd.predict._base import Predictor
 from agrikd.records import Opinion
 from agrikd.types import Image
 from agrikd.wire import Wire, WireError
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path, file: str, engines: Path, live: bool) -> int:
@@ -80,12 +76,6 @@ def _probes(folder: Path) -> list[Image]:
         return []
     payload = Envelope.from_bytes(files.read_bytes(folder / "release.dsse"), str(folder)).payload
     return probes.photos(folder, Release.from_payload(payload, str(folder)))
-
-
-def die_with_parent() -> None:
-    """A model that hangs would not notice that nobody asks any more."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _probe(predictor: Predictor, photos: list[Image], rounds: int) -> dict[str, Any]:

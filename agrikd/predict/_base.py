@@ -41,4 +41,4 @@ class FakePredictor:
     def __call__(self, images: Sequence[Image]) -> list[Prediction]:
         colours = np.array([image.reshape(-1, 3).mean(axis=0) / 255 for image in images], np.float32).reshape(-1, 3)
         angles = np.arange(len(self.spec.classes))[:, None] + np.arange(3)[None]
-        return decode((4 * colours @ np.cos(angles).T).astype(np.float32), colours, self.spec)
+        return decode((4 * colours @ np.cos(angles).T).astype(np.float32), colours, images, self.spec)

@@ -3,28 +3,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import metrics
-from agrikd.types import Calibration, ModelSpec, Prediction, Scale
+from agrikd import known, metrics
+from agrikd.types import Calibration, Image, ModelSpec, Prediction, Scale
 
 
-def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: ModelSpec) -> list[Prediction]:
-    """logits [N, C] and embeddings [N, D] to N predictions, by the spec's calibration if it has one."""
+def decode(
+    logits: NDArray[np.float32], embeddings: NDArray[np.float32], images: Sequence[Image], spec: ModelSpec
+) -> list[Prediction]:
+    """logits [N, C] and embeddings [N, D] to N predictions, by the spec's calibration if it has one.
+
+    images: the N pictures uint8 [H, W, 3] as they were given, read only where the calibration knows what plants look
+    like.
+    """
     calibration = spec.calibration
     if not len(logits):
         return []
     probabilities = metrics.softmax(logits, calibration.temperature if calibration else 1.0).astype(np.float32)
-    energies = metrics.energy(logits)
+    strange = _unknown(images, calibration, len(logits))
     numbers = _numbers(probabilities, spec.scale, calibration) if spec.scale else [(None, None)] * len(logits)
     made = []
-    for row, p in enumerate(probabilities):
+    for row, (p, unknown) in enumerate(zip(probabilities, strange, strict=True)):
         order = np.argsort(-p, kind="stable")
         candidates: tuple[int, ...] = (int(order[0]),)
-        unsure, unknown = None, None
-        if calibration:
-            unknown = bool(energies[row] > calibration.unknown_above)
+        unsure = None
         if calibration and not spec.scale:
             within = tuple(int(c) for c in order if 1 - p[c] <= calibration.conformal_quantile)
             candidates = within or candidates
@@ -32,6 +38,14 @@ def decode(logits: NDArray[np.float32], embeddings: NDArray[np.float32], spec: M
         top = int(order[0])
         made.append(Prediction(logits[row], p, embeddings[row], top, candidates, unsure, unknown, *numbers[row]))
     return made
+
+
+def _unknown(images: Sequence[Image], calibration: Calibration | None, count: int) -> Sequence[bool | None]:
+    """Of each of `count` pictures; None where the calibration does not say."""
+    if calibration is None or calibration.known is None or calibration.unknown_above is None:
+        return [None] * count
+    found: list[bool] = (known.strangeness(calibration.known, images) > calibration.unknown_above).tolist()
+    return found
 
 
 def _numbers(

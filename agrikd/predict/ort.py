@@ -55,7 +55,7 @@ class OrtPredictor:
 
     def _answer(self, one: Image) -> Prediction:
         logits, embedding = self.run(as_input(one, self.spec))
-        return decode(logits, embedding, self.spec)[0]
+        return decode(logits, embedding, [one], self.spec)[0]
 
 
 def as_input(one: Image, spec: ModelSpec) -> NDArray[np.float32]:

@@ -54,4 +54,4 @@ class TorchPredictor:
     def _answer(self, images: Sequence[Image]) -> list[Prediction]:
         pixels = np.stack([image.fit(one, self.spec.input_size, self.spec.fit) for one in images])
         outputs = self.net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-        return decode(outputs.logits.numpy(), outputs.embedding.numpy(), self.spec)
+        return decode(outputs.logits.numpy(), outputs.embedding.numpy(), images, self.spec)

@@ -148,7 +148,7 @@ class TrtPredictor:
             return self._standby([one])[0]
         try:
             said = self._engine(image=as_input(one, self.spec))
-            return decode(said["logits"], said["embedding"], self.spec)[0]
+            return decode(said["logits"], said["embedding"], [one], self.spec)[0]
         except DeviceError as error:
             self._fail(str(error))
             return self._standby([one])[0]

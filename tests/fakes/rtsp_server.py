@@ -1,11 +1,10 @@
-"""An RTSP camera for tests, run by Debian's Python: /usr/bin/python3 rtsp_server.py PORT WIDTH HEIGHT FPS KEYFRAME_EVERY.
+"""An RTSP camera for tests, run by Debian's Python: rtsp_server.py PORT WIDTH HEIGHT FPS KEYFRAME_EVERY [private].
 
-rtsp://127.0.0.1:PORT/cam is H.264; with "private" as the sixth word it wants the user "farmer" and the password
-"s3cret". Two rows of 24 bars at the top of a frame tell its number and the monotonic clock in ms (both modulo 2^24)
-when it was drawn. SIGUSR1 swaps width and height while it plays. Needs: see tests/rtsp_kit.py.
+rtsp://127.0.0.1:PORT/cam is H.264; a private one wants the user "farmer" and the password "s3cret". Two rows of 24 bars
+at the top of a frame tell its number and the monotonic clock in ms, both modulo 2^24, when it was drawn. What it needs
+stands in tests/rtsp_kit.py.
 """
 
-import signal
 import sys
 import time
 
@@ -31,17 +30,9 @@ class Film:
 
     def begin(self, source):
         self.source, self.begun = source, time.monotonic()
-        self._announce()
+        words = "video/x-raw,format=I420,width={},height={},framerate={}/1".format(*self.size, self.fps)
+        source.set_property("caps", Gst.Caps.from_string(words))
         GLib.timeout_add(1000 // self.fps, self._push)
-
-    def turn(self):
-        self.size = self.size[::-1]
-        self._announce()
-
-    def _announce(self):
-        width, height = self.size
-        words = f"video/x-raw,format=I420,width={width},height={height},framerate={self.fps}/1"
-        self.source.set_property("caps", Gst.Caps.from_string(words))
 
     def _push(self):
         width, height = self.size
@@ -69,17 +60,10 @@ class Film:
 
 def main(port, width, height, fps, every, private):
     Gst.init(None)
-    films = []
 
     def configure(_factory, media):
         media.set_reusable(False)
-        films[:] = [Film(width, height, fps)]
-        films[0].begin(media.get_element().get_by_name_recurse_up("source"))
-
-    def turn():
-        for film in films:
-            film.turn()
-        return True
+        Film(width, height, fps).begin(media.get_element().get_by_name_recurse_up("source"))
 
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_launch(PIPELINE.format(every=every))
@@ -92,7 +76,6 @@ def main(port, width, height, fps, every, private):
     if private:
         _lock(server, factory)
     server.attach(None)
-    GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGUSR1, turn)
     print("ready", flush=True)
     GLib.MainLoop().run()
 
@@ -103,8 +86,8 @@ def _lock(server, factory):
     token.set_string("media.factory.role", "farmer")
     auth.add_basic(GstRtspServer.RTSPAuth.make_basic("farmer", "s3cret"), token)
     server.set_auth(auth)
-    for permission in ("media.factory.access", "media.factory.construct"):
-        factory.add_role_from_structure(Gst.Structure.from_string(f"farmer,{permission}=true")[0])
+    rights = "farmer,media.factory.access=(boolean)true,media.factory.construct=(boolean)true"
+    factory.add_role_from_structure(Gst.Structure.from_string(rights)[0])
 
 
 if __name__ == "__main__":

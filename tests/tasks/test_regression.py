@@ -193,7 +193,7 @@ def test_intervals_hold_as_often_as_promised() -> None:
         made = calibrate(HeldOut(logits[:200], truth[:200], "val"), scale, coverage=0.8)
         assert made.temperature == 1
         spec = ModelSpec("net", "regression", tuple(map(str, range(38))), (32, 32), calibration=made, scale=scale)
-        for one, value in zip(decode(logits[200:], logits[200:], spec), truth[200:], strict=True):
+        for one, value in zip(decode(logits[200:], logits[200:], (), spec), truth[200:], strict=True):
             assert one.value is not None and one.interval is not None
             low, high = one.interval
             assert 0 <= low <= one.value <= high <= 32
@@ -208,14 +208,14 @@ def test_too_few_rows_promise_nothing() -> None:
     spec = ModelSpec("net", "regression", tuple(map(str, range(38))), (32, 32), calibration=made, scale=PERCENT.scale)
     again = ModelSpec.from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))
     assert again == spec
-    assert decode(logits[:1], logits[:1], again)[0].interval == (0, 32)
+    assert decode(logits[:1], logits[:1], (), again)[0].interval == (0, 32)
 
 
 def test_calibrating_does_not_change_the_answer() -> None:
     logits, truth = predictions(100, 3, off=2.5)
     spec = ModelSpec("net", "regression", tuple(map(str, range(38))), (32, 32), scale=PERCENT.scale)
     calibrated = dataclasses.replace(spec, calibration=calibrate(HeldOut(logits, truth, "val"), PERCENT.scale))
-    pairs = zip(decode(logits, logits, spec), decode(logits, logits, calibrated), strict=True)
+    pairs = zip(decode(logits, logits, (), spec), decode(logits, logits, (), calibrated), strict=True)
     assert all(a.value == b.value and a.interval is None and b.interval is not None for a, b in pairs)
 
 
