@@ -23,9 +23,10 @@ bench: setup
 torture: setup .arm64/.ready
 	OMP_NUM_THREADS=1 AGRIKD_TORTURE=25 $(BIN)/python -m pytest tests -m torture
 
-# Hours of the same: memory and open files must not grow.
+# For long: memory and open files must not grow, of training for two hours and of an agent whose camera fails every minute.
 soak: setup
 	OMP_NUM_THREADS=1 AGRIKD_SOAK_MINUTES=120 $(BIN)/python -m pytest tests/bench -m soak -s
+	OMP_NUM_THREADS=1 AGRIKD_SOAK_MINUTES=30 $(BIN)/python -m pytest tests/e2e/test_soak.py -s
 
 # NVIDIA's own Python bindings, proprietary and without TensorRT itself: tests look at their classes and run nothing.
 .bindings/.ready:

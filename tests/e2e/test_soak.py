@@ -31,22 +31,26 @@ class Source:
     """A camera behind a line, and what may happen to it. A fault returns when the source has."""
 
     def __init__(self) -> None:
-        self.server = rtsp_kit.Server()
+        self.size = (640, 480)
+        self.server = rtsp_kit.Server(size=self.size)
         self.line = rtsp_kit.Line(self.server.port)
         self.url = f"rtsp://127.0.0.1:{self.line.port}/cam"
 
     def end(self) -> None:
         self.server.kill()
         time.sleep(3)
-        self.server = rtsp_kit.Server(port=self.server.port)
+        self.server = rtsp_kit.Server(port=self.server.port, size=self.size)
 
     def freeze(self) -> None:
         self.server.signal(signal.SIGSTOP)
         time.sleep(7)
         self.server.signal(signal.SIGCONT)
 
-    def turn(self) -> None:
-        self.server.turn()
+    def resize(self) -> None:
+        """It comes back with another resolution."""
+        self.server.kill()
+        self.size = {(640, 480): (800, 600), (800, 600): (640, 480)}[self.size]
+        self.server = rtsp_kit.Server(port=self.server.port, size=self.size)
 
     def spoil(self) -> None:
         self.line.spoil.set()
@@ -96,7 +100,7 @@ def test_it_comes_back_each_time_and_nothing_grows(field: Field, source: Source)
     faults: dict[str, Callable[[], None]] = {
         "end": source.end,
         "freeze": source.freeze,
-        "turn": source.turn,
+        "resize": source.resize,
         "spoil": source.spoil,
         "reader": lambda: os.kill(next(rtsp_kit.children("agrikd.device.reader", agent)), signal.SIGKILL),
         "model": lambda: os.kill(field.health()["pid"], signal.SIGKILL),
