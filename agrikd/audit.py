@@ -58,9 +58,9 @@ def judged(db: sqlite3.Connection, model: str = "") -> list[Judged]:
         (UNSURE, model),
     )
     found = []
-    for top, unknown, teacher, its_top, its_unknown, label in rows:
+    for top, unknown, teacher, its_top, its_unknown, label in rows if model in classes else ():
         said = NOT_A_PLANT if unknown else classes[model][top]
-        other = None if teacher is None else NOT_A_PLANT if its_unknown else classes[teacher][its_top]
+        other = None if teacher not in classes else NOT_A_PLANT if its_unknown else classes[teacher][its_top]
         right, agrees = None if label is None else label == said, None if other is None else other == said
         found.append(Judged(said, right, agrees))
     return found

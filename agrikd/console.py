@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from rich.console import Console
@@ -74,7 +74,8 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 def say(text: str) -> None:
     """One line of words for the person at the terminal; of several ranks the first speaks."""
     if ranks.leads():
-        stderr.print(text, soft_wrap=True, markup=False)
+        with suppress(OSError, SystemExit):  # nobody may be left who reads
+            stderr.print(text, soft_wrap=True, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ TABLES = ("models", "frames", "predictions", "pictures", "labels", "events")
 UNSURE, NOT_A_PLANT = "unsure", "not_a_plant"
 """Labels beside the classes: whoever looked cannot tell, or saw no plant that the model should know."""
 Role = Literal["student", "teacher"]
+_MOST = 1e15
 MOST_TEXT = 10_000
 """Characters of a text that a person writes."""
 
@@ -137,6 +139,9 @@ class Opinion:
         )
         if not 0 <= made.top < len(made.probabilities) or made.role not in ("student", "teacher"):
             raise ValueError(f"top {made.top} of {len(made.probabilities)} classes, role {made.role}")
+        numbers = (*made.probabilities, made.t, made.latency_ms, made.value or 0.0, *(made.interval or ()))
+        if not all(math.isfinite(float(one)) and abs(float(one)) < _MOST for one in numbers):
+            raise ValueError("a number that is not finite, or beyond all reason")
         return made
 
 
@@ -181,7 +186,11 @@ def read(folder: Path) -> sqlite3.Connection:
         raise InputError(Problem(str(folder), "holds no records", "name the folder that an agent writes"))
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
-    _require_schema(db, folder)
+    try:
+        _require_schema(db, folder)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 
@@ -213,6 +222,8 @@ def _require_schema(db: sqlite3.Connection, folder: Path) -> None:
 
 def add_model(db: sqlite3.Connection, name: str, role: Role, spec: ModelSpec) -> None:
     """A model is known by what it is: the same name again is the same model."""
+    if db.execute("SELECT 1 FROM models WHERE name = ?", (name,)).fetchone():
+        return
     words = json.dumps(spec.to_json(), ensure_ascii=False)
     db.execute("INSERT INTO models(name, role, spec) VALUES(?, ?, ?) ON CONFLICT DO NOTHING", (name, role, words))
 
@@ -244,7 +255,7 @@ def add_label(db: sqlite3.Connection, label: Label) -> int:
     """Its id; the same click again is the same label. Raises `InputError` where the frame is not there, or a text is
     none that every database takes."""
     texts = {"key": label.key, "label": label.label, "who": label.who, "source": label.source, "note": label.note}
-    if wrong := [name for name, text in texts.items() if not _plain(text)]:
+    if wrong := [name for name, text in texts.items() if not isinstance(text, str) or not _plain(text)]:
         mend = f"expected {MOST_TEXT} characters at most, all of them Unicode's, and no NUL"
         raise InputError([Problem(name, "is no plain text", mend) for name in wrong])
     if not db.execute("SELECT 1 FROM frames WHERE id = ?", (label.frame,)).fetchone():
@@ -255,7 +266,12 @@ def add_label(db: sqlite3.Connection, label: Label) -> int:
         " ON CONFLICT DO NOTHING",
         row,
     )
-    return int(db.execute("SELECT id FROM labels WHERE key = ?", (label.key,)).fetchone()[0])
+    found = db.execute("SELECT id, frame, label FROM labels WHERE key = ?", (label.key,)).fetchone()
+    if tuple(found[1:]) != (label.frame, label.label):
+        raise InputError(
+            Problem(label.key, f"was {found[2]!r} on frame {found[1]}", "give each click a key of its own")
+        )
+    return int(found[0])
 
 
 def add_event(db: sqlite3.Connection, t: float, key: str, value: str) -> None:
@@ -286,13 +302,14 @@ def _plain(text: str) -> bool:
 # Making room
 
 
-def oldest_unlabelled(db: sqlite3.Connection, count: int) -> list[tuple[int, str]]:
-    """(frame, file) of kept pictures that nobody has labelled."""
+def oldest_unlabelled(db: sqlite3.Connection, count: int) -> list[tuple[int, str, int]]:
+    """(frame, file, size in bytes) of kept pictures that nobody has labelled."""
     rows = db.execute(
-        "SELECT frame, file FROM pictures WHERE frame NOT IN (SELECT frame FROM labels) ORDER BY frame LIMIT ?",
+        "SELECT frame, file, size_bytes FROM pictures WHERE frame NOT IN (SELECT frame FROM labels)"
+        " ORDER BY frame LIMIT ?",
         (count,),
     )
-    return [(int(frame), str(file)) for frame, file in rows]
+    return [(int(frame), str(file), int(size)) for frame, file, size in rows]
 
 
 def drop_pictures(db: sqlite3.Connection, frames: list[int]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import os
+import resource
 import secrets
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,7 +68,12 @@ class Guard:
     def _own_page(self, link: HTTPConnection) -> bool:
         """A browser names the page's origin; a program does not."""
         origin = link.headers.get("origin")
-        return origin is None or origin in self._origins or urlsplit(origin).netloc == link.headers.get("host")
+        if origin is None or origin in self._origins:
+            return True
+        try:
+            return urlsplit(origin).netloc == link.headers.get("host")
+        except ValueError:
+            return False
 
 
 class Door:
@@ -130,12 +137,14 @@ def token(path: Path) -> str:
     """The token in a file that only its owner reads; made where there is none. Raises `InputError` for a short one."""
     with files.storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        if not path.exists() or not path.stat().st_size:  # empty: the power went while it was made
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
+            with os.fdopen(handle, "w") as out:
                 out.write(secrets.token_urlsafe(32) + "\n")
+            files.sync(Path(name))
+            Path(name).replace(path)
+            files.sync(path.parent)
             console.say(f"{path}: a new token, for who may come in")
-        except FileExistsError:
-            pass
     found = files.read_text(path).strip()
     if len(found) < 16:
         raise InputError(Problem(str(path), "holds no token of 16 characters or more", "remove it: a new one is made"))
@@ -144,6 +153,8 @@ def token(path: Path) -> str:
 
 def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
     """Until SIGTERM or SIGINT, which end it within 3 s though clients are connected. cert, key: PEM files, for TLS."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 1,024 is the usual: half-open requests would use them up
     uvicorn.run(
         app,
         host=host,
@@ -155,6 +166,7 @@ def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Pat
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
         ws_max_size=_WS_BYTES,
+        ws_per_message_deflate=False,  # pictures are packed already
         ssl_certfile=cert,
         ssl_keyfile=key,
     )

@@ -111,7 +111,7 @@ def opinion(number: int = 0, role: Any = "student", model: str = "leaf-1") -> Op
 def record(recorder: Recorder, number: int, kept: bytes | None = None, ask: str = "") -> int:
     """A frame with an opinion, perhaps a picture and a label; its id."""
     new = Seen(0, 1.8e9 + number, "north", quality=("dark",) if number % 7 == 0 else ())
-    seen = recorder.frame(new, opinion(number), ("doubt", kept) if kept else None, ask)
+    seen = recorder.frame(new, (opinion(number), SPEC), ("doubt", kept) if kept else None, ask)
     if number % 10 == 0:
         recorder.label(Label(f"click-{seen.id}", seen.id, "rust", "Änne", 1.8e9, "review", 'say "☘"'))
     return seen.id
@@ -120,7 +120,6 @@ def record(recorder: Recorder, number: int, kept: bytes | None = None, ask: str 
 @contextlib.contextmanager
 def recording(folder: Path, **bounds: Any) -> Iterator[Recorder]:
     made = Recorder(folder, records_bounds(**bounds))
-    made.model("leaf-1", "student", SPEC)
     yield made
     made.stop()
 

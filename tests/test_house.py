@@ -43,6 +43,7 @@ FLOORS: dict[str, float] = {
     "hub": 5,
     "hub_tables": 4,
     "serve": 6,
+    "site": 7,
     "flash": 4,
     "wire": 2,
     "command": 2.5,

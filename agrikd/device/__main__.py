@@ -19,7 +19,7 @@ from agrikd.device import installer, serve, settings, support
 from agrikd.device.agent import Agent
 from agrikd.device.child import Limits
 from agrikd.device.store import PENDING, SETTINGS, Store
-from agrikd.errors import DeviceError, RolledBackError
+from agrikd.errors import DeviceError, InputError, RolledBackError
 from agrikd.wire import Patient, Wire
 
 app = typer.Typer(
@@ -60,8 +60,15 @@ def run(
 ) -> None:
     """The agent: keep the current release answering, end what was begun, look through the cameras of agent.yaml."""
     held = store(context)
-    own = settings.read(held.folder / SETTINGS)
-    run_agent(Agent(held, Limits(start_s, answer_s, trial_s, memory_mib, budget_ms), own))
+    limits, trouble = Limits(start_s, answer_s, trial_s, memory_mib, budget_ms), ""
+    try:
+        own = settings.read(held.folder / SETTINGS)
+    except InputError as error:  # a board in a field still serves its model, and takes a new one
+        console.complain(str(error))
+        own, trouble = settings.Settings(), str(error)
+    agent = Agent(held, limits, own)
+    agent.trouble = trouble
+    run_agent(agent)
 
 
 def run_agent(agent: Agent) -> None:

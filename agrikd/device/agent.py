@@ -19,7 +19,7 @@ from agrikd.device.desk import Reply, listening
 from agrikd.device.serving import Serving
 from agrikd.device.station import Eyes, Station
 from agrikd.device.store import PENDING, BusyError, Store
-from agrikd.errors import AgriKDError
+from agrikd.errors import AgriKDError, InputError, Problem
 
 if TYPE_CHECKING:
     from agrikd.device.settings import Settings
@@ -44,6 +44,7 @@ class Agent:
         self._advancing: subprocess.Popen[bytes] | None = None
         self._advance_at = self._recover_at = 0.0
         self._recovered, self._said = False, ""
+        self.trouble = ""
 
     def run(self) -> None:
         """Until `stop`; what is on the way is ended, what has begun is left to the next start. Whatever the disk
@@ -66,7 +67,8 @@ class Agent:
 
     def health(self) -> dict[str, Any]:
         """What serves and, where there are cameras, what they see and what is recorded."""
-        return {**self._serving.health(), **(self._station.health() if self._station else {})}
+        said = self._serving.health() | (self._station.health() if self._station else {})
+        return said | ({"trouble": self.trouble} if self.trouble else {})
 
     def _round(self) -> None:
         for step in (self._recover, self._serving.follow, self._go_on):
@@ -126,8 +128,10 @@ class Agent:
 
 
 def _named(model: Model) -> Callable[[], str]:
-    """A model that is no release is known by its file's name and its first bytes' hash."""
+    """A model that is no release is known by its file's name and the beginning of its hash."""
     path = model.folder / model.file
     whole = path / "weights.safetensors" if path.is_dir() else path
+    if not whole.is_file():
+        raise InputError(Problem(str(path), "is no model", "expected a Run folder or an .onnx file"))
     name = f"{path.stem}-{files.sha256_of(whole)[:8]}"
     return lambda: name

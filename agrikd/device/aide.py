@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from agrikd import console
+from agrikd.device.tether import environment
 
 _LONGEST_PAUSE_S, _LIVED_S, _PATIENCE_S = 30.0, 60.0, 3.0
 
@@ -21,27 +22,42 @@ class Aide:
         self._module, self._options = module, options
         self._process: subprocess.Popen[bytes] | None = None
         self._begun = self._not_before = 0.0
-        self.failures = 0
+        self.failures, self._said = 0, ""
 
     def keep(self) -> None:
         """Start it where it does not run, unless it has just died."""
         if self._process is not None and (code := self._process.poll()) is not None:
             self._process = None
-            self.failures = 1 if time.monotonic() - self._begun > _LIVED_S else self.failures + 1
-            self._not_before = time.monotonic() + min(0.5 * 2**self.failures, _LONGEST_PAUSE_S)
-            console.say(f"{self._module} ended with code {code}")
+            self._count(f"{self._module} ended with code {code}")
         if self._process is None and time.monotonic() >= self._not_before:
             self._begun = time.monotonic()
-            self._process = subprocess.Popen([sys.executable, "-m", self._module], stdin=subprocess.PIPE)
+            command = [sys.executable, "-m", self._module]
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment())
+            except OSError as error:
+                self._count(f"{self._module} cannot be started ({error})")
+                return
             assert self._process.stdin
             with contextlib.suppress(OSError), self._process.stdin as words:
                 words.write(json.dumps(self._options).encode())
 
+    def _count(self, why: str) -> None:
+        """Says it when it is new: what cannot run says the same for ever."""
+        self.failures = 1 if time.monotonic() - self._begun > _LIVED_S else self.failures + 1
+        self._not_before = time.monotonic() + min(0.5 * 2**self.failures, _LONGEST_PAUSE_S)
+        if self.failures == 1 or why != self._said:
+            console.say(why)
+        self._said = why
+
+    def terminate(self) -> None:
+        """Tell it to end."""
+        if self._process is not None:
+            self._process.terminate()
+
     def stop(self) -> None:
-        """By SIGTERM, and by SIGKILL where that does not help."""
+        """Wait until it has ended, by SIGKILL where it does not listen."""
         if self._process is None:
             return
-        self._process.terminate()
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from agrikd.device.tether import ended, environment
 from agrikd.errors import DeviceError, InputError, Problem
 from agrikd.predict._engines import peak_mib
 from agrikd.types import Image
@@ -260,7 +261,7 @@ class _Reader:
             stderr=pipe,
             pass_fds=(memory,),
             start_new_session=True,
-            env={**_ENVIRONMENT, **os.environ},
+            env={**_ENVIRONMENT, **environment()},
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
         os.set_blocking(self._process.stderr.fileno(), False)
@@ -317,9 +318,8 @@ class _Reader:
         except subprocess.TimeoutExpired:
             return f"the camera's process hangs ({error})"
         self._drain()
-        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         words = " / ".join(self._words)
-        return f"the camera's process {ended}" + (f": {words}" if words else "")
+        return f"the camera's process {ended(code)}" + (f": {words}" if words else "")
 
 
 def hidden(words: str) -> str:

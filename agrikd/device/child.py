@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agrikd.device.probes import Answer
+from agrikd.device.tether import ended, environment
 from agrikd.errors import DeviceError
 from agrikd.predict._engines import peak_mib
+from agrikd.records import Opinion
 from agrikd.types import ModelSpec
 from agrikd.wire import Wire, WireError
 
@@ -28,13 +31,14 @@ _TICK_S, _PATIENCE_S = 0.05, 2.0
 class Limits:
     """Of a worker. start_s: until it can answer, the building of an engine included. answer_s: for one question.
     trial_s: for the whole of a trial. memory_mib: its own, at its peak. budget_ms: for a frame, where the release does
-    not say less."""
+    not say less. frame_s: after so long without an answer to a frame it hangs."""
 
     start_s: float = 1800.0
     answer_s: float = 60.0
     trial_s: float = 300.0
     memory_mib: float = 2048.0
     budget_ms: float = 1000.0
+    frame_s: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Child:
         words += ["live"] if live else []
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=pixels, start_new_session=True
+            words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=pixels, start_new_session=True, env=environment()
         )
         assert self._process.stdin and self._process.stdout
         self._wire = Wire(self._process.stdout, self._process.stdin)
@@ -80,8 +84,9 @@ class Child:
         if not self.backend:
             with contextlib.suppress(queue.Empty):
                 said = self._taken(self._heard.get_nowait())
-                self.spec = ModelSpec.from_json(said["spec"])
-                self.backend = str(said["ready"])
+                with self._sense():
+                    self.spec = ModelSpec.from_json(said["spec"])
+                    self.backend = str(said["ready"])
             self._watch(self._begun + self._limits.start_s, "was not ready")
         return bool(self.backend)
 
@@ -92,18 +97,29 @@ class Child:
 
     def probe(self, rounds: int) -> Answer:
         """What it says of the release's probes; raises `DeviceError` where it does not."""
-        answer = Answer.from_json(self._ask(probe=rounds))
-        self.backend = answer.backend
-        return answer
+        with self._sense():
+            answer = Answer.from_json(self._ask(self._limits.answer_s, probe=rounds))
+            self.backend = answer.backend
+            return answer
 
-    def predict(self, pixels: int, shape: tuple[int, int]) -> dict[str, Any]:
-        """What it says of the picture [H, W, 3] in one of its files, as of an `Opinion`; raises `DeviceError`."""
-        said: dict[str, Any] = self._ask(predict=[pixels, *shape])["said"]
-        return said
+    def predict(self, pixels: int, shape: tuple[int, int], model: str, t: float) -> Opinion:
+        """What it says, as `model`, of the picture [H, W, 3] of the time t in one of its files; raises
+        `DeviceError`."""
+        with self._sense():
+            said = self._ask(self._limits.frame_s, predict=[pixels, *shape])["said"]
+            return Opinion.from_json({**said, "model": model, "t": t})
 
-    def _ask(self, **what: Any) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def _sense(self) -> Iterator[None]:
+        """An answer that is none ends it."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            self._fail(f"the model's process says what is no answer ({type(error).__name__}: {error})")
+
+    def _ask(self, seconds: float, **what: Any) -> dict[str, Any]:
         self._drain()
-        end = time.monotonic() + self._limits.answer_s
+        end = time.monotonic() + seconds
         try:
             self._wire.say(**what)
         except WireError:
@@ -118,10 +134,14 @@ class Child:
         self._drain()
         self._watch(float("inf"), "")
 
-    def stop(self) -> None:
-        """End it, with what it has started, and take its pipes back; one that the kernel holds is left behind."""
+    def kill(self) -> None:
+        """End it, with what it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it and take its pipes back; one that the kernel holds is left behind."""
+        self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE_S)
             for thread in self._threads:
@@ -163,9 +183,8 @@ class Child:
         except subprocess.TimeoutExpired:
             return "the model's process says what is no answer"
         self._threads[1].join(_PATIENCE_S)
-        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         words = " / ".join(word for word in self._words if word)
-        return f"the model's process {ended}" + (f": {words}" if words else "")
+        return f"the model's process {ended(code)}" + (f": {words}" if words else "")
 
     def _listen(self) -> None:
         with contextlib.suppress(WireError):

@@ -12,12 +12,14 @@ from itertools import count
 
 import numpy as np
 
+from agrikd import image
 from agrikd.data.leaf import DISEASES, Spec, draw
 from agrikd.types import Image
 
 HOLD_S = 0.1
 """Between two frames."""
 _WIDTH, _HEIGHT, _FRAMES, _LEAVES = 640, 480, 40, 12
+_SOFT_PX = 4.0
 """Pixels, frames that a leaf is shown for, and leaves; all of them drawn take 15 MB, and 0.1 s each on a laptop."""
 
 
@@ -33,4 +35,7 @@ def frames() -> Generator[Image, None, None]:
 def _leaf(number: int) -> Image:
     kinds = tuple(DISEASES)
     spec = Spec(0, number, 0, kinds[number % len(kinds)], severity_pct=10.0, size=_WIDTH)
-    return np.ascontiguousarray(draw(spec).image[..., ::-1])
+    drawn = draw(spec).image[..., ::-1].astype(np.float32)
+    soft = image.opencv().GaussianBlur(drawn, (0, 0), _SOFT_PX)
+    sharp: Image = np.clip(2.5 * drawn - 1.5 * soft, 0, 255).astype(np.uint8)  # a drawing looks out of focus
+    return sharp

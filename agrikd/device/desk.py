@@ -16,6 +16,7 @@ An answer that is followed by bytes has a frame's id; {"absent": true} has none,
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import sqlite3
 import threading
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from agrikd import console, records
 from agrikd.errors import AgriKDError
-from agrikd.records import Label, Opinion
+from agrikd.records import NOT_A_PLANT, UNSURE, Label, Opinion
 from agrikd.types import ModelSpec
 from agrikd.wire import Wire, WireError
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from agrikd.device.watch import Shown, Watch
 
 _TICK_S, _LONGEST_WAIT_S = 0.1, 1.0
+_AT_ONCE = 128
+"""Connections; a thread each."""
 Reply = tuple[dict[str, Any], bytes | None]
 
 
@@ -74,9 +77,20 @@ class Desk:
     def _label(self, asked: dict[str, Any]) -> Reply:
         """A frame that a person judged is kept, and its picture is on the disk when he is told that the label is."""
         label = Label(**{"t": time.time(), **asked})
+        if label.label not in (known := self._classes()):
+            return {"failed": f"{label.label!r} is no class; there are: {', '.join(known)}"}, None
         if (found := self._held(label.frame)) is not None:
             found[0].keep(found[1], "label")
+        elif self._kept(label.frame) is None:
+            return {"failed": f"the picture of frame {label.frame} is gone"}, None
         return {"done": self._recorder.label(label)}, None
+
+    def _classes(self) -> tuple[str, ...]:
+        """What a label may be: a class of a model that was here, or one of the two that are none."""
+        with contextlib.closing(records.read(self._recorder.folder)) as db:
+            specs = [json.loads(row["spec"]) for row in db.execute("SELECT spec FROM models")]
+        names = dict.fromkeys(name for spec in specs for name in spec["classes"])
+        return (*names, UNSURE, NOT_A_PLANT)
 
     def _ask(self, asked: dict[str, Any]) -> Reply:
         frame = int(asked["frame"])
@@ -101,6 +115,7 @@ class Desk:
                 "frame": frame,
                 "t": shown.seen.t,
                 "classes": spec.classes,
+                "student_classes": shown.spec.classes if shown.spec else None,
                 "teacher": asdict(said),
                 "student": asdict(own) if own else None,
             }
@@ -163,16 +178,23 @@ def listening(path: Path, verbs: dict[str, Callable[[Any], Reply]], patience_s: 
 def _answer_all(
     door: socket.socket, ended: threading.Event, verbs: dict[str, Callable[[Any], Reply]], patience_s: float
 ) -> None:
+    free = threading.BoundedSemaphore(_AT_ONCE)
     while not ended.is_set():
         try:
             link, _ = door.accept()
         except OSError:  # closed at the end, or too many files are open
             time.sleep(_TICK_S)
             continue
-        threading.Thread(target=_answer, args=(link, verbs, patience_s), daemon=True).start()
+        free.acquire()
+        threading.Thread(target=_answer, args=(link, verbs, patience_s, free), daemon=True).start()
 
 
-def _answer(link: socket.socket, verbs: dict[str, Callable[[Any], Reply]], patience_s: float) -> None:
+def _answer(
+    link: socket.socket,
+    verbs: dict[str, Callable[[Any], Reply]],
+    patience_s: float,
+    free: threading.BoundedSemaphore,
+) -> None:
     """Until the other side is gone, or says nothing for `patience_s`."""
     link.settimeout(patience_s)
     with contextlib.suppress(WireError, OSError), link, link.makefile("rb") as reader, link.makefile("wb") as writer:
@@ -182,6 +204,7 @@ def _answer(link: socket.socket, verbs: dict[str, Callable[[Any], Reply]], patie
             wire.say(**said)
             if data is not None:
                 wire.send(data)
+    free.release()
 
 
 def _reply(asked: dict[str, Any], verbs: dict[str, Callable[[Any], Reply]]) -> Reply:
@@ -190,5 +213,5 @@ def _reply(asked: dict[str, Any], verbs: dict[str, Callable[[Any], Reply]]) -> R
         return verbs[verb](what)
     except AgriKDError as error:
         return {"failed": str(error)}, None
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, sqlite3.Error, OSError) as error:
         return {"failed": f"is no question ({type(error).__name__}: {error})"}, None

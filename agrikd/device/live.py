@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -173,7 +174,8 @@ def app(relay: Relay, guard: web.Guard, folder: Path) -> FastAPI:
     """The server's routes, over the records in `folder`; the schema alone is for everybody."""
     made = FastAPI(title="agrikd live", version=__version__, docs_url=None, redoc_url=None)
     made.add_middleware(web.Bounded, most_bytes=_BODY_BYTES)
-    made.add_exception_handler(AgriKDError, web.unavailable)
+    for kind in (AgriKDError, sqlite3.Error):
+        made.add_exception_handler(kind, web.unavailable)
     refused: dict[int | str, dict[str, Any]] = {code: {"description": words} for code, words in web.REFUSALS.items()}
     door = APIRouter(dependencies=[Depends(guard.http)], responses=refused)
 

@@ -1,8 +1,8 @@
 """The one writer of the records: whoever has something to record hands it over and goes on at once.
 
 A thread commits what has come since its last commit in one transaction, so a slow disk makes larger commits and not a
-slower camera. A full, read-only or failing disk makes it wait with what it has, within bounds; what nobody was told is
-recorded may then be dropped, and that is counted. A label, in contrast, is waited for: it is on the disk, or refused.
+slower camera. A full, read-only or failing disk makes it wait with what it has, within bounds; what waited longest may
+then be dropped, and that is counted. A label, in contrast, is waited for: it is on the disk, or refused.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as LateError
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agrikd import console, files, records
+from agrikd.device import opening
 from agrikd.errors import AgriKDError, StorageError
-from agrikd.records import Label, Opinion, Role, Seen
+from agrikd.records import Label, Opinion, Seen
 from agrikd.types import ModelSpec
 
 _AGAIN_S, _CHECK_S, _PATIENCE_S = 1.0, 10.0, 10.0
 _WAITING, _WAITING_BYTES = 20_000, 64 * 2**20
 """What may wait for a disk: eleven minutes of 30 frames a second, and some thousand pictures."""
 _CLOCK_JUMP_S = 2.0
+_NEEDED_BYTES = 2 * 2**20
+"""For the database to go on with, where the disk is full."""
 _AT_ONCE = 500
+_ROUNDS, _DROPPED_AT_ONCE, _FOLD_AGAIN_S = 10, 20, 60.0
+"""Room is made in small steps, as labels wait meanwhile."""
 _MEASURED = 10_000
 
 Write = Callable[[sqlite3.Connection], Any]
@@ -69,31 +75,43 @@ class Recorder:
         self._stopping = False
         self.dropped, self.trouble = 0, ""
         self._clock = time.time() - time.monotonic()
-        self._check_at = 0.0
+        self._check_at = self._fold_at = 0.0
         self._db: sqlite3.Connection | None = None
-        self._rows = self._kept_bytes = 0
-        self._last_id = int(1000 * time.time())  # beyond any that a disk knows that does not answer
-        with contextlib.suppress(StorageError):
-            self._last_id = int(self._opened().execute("SELECT COALESCE(MAX(id), 0) FROM frames").fetchone()[0])
+        self._inode = self._rows = self._kept_bytes = 0
+        self._last_id: int | None = None
+        try:
+            self._opened()
+        except (AgriKDError, sqlite3.Error, OSError) as error:
+            self._say(str(error))
+            self._last_id = opening.last_id(folder)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether what is handed over is still written."""
+        return self._thread.is_alive()
+
     # What may be handed over
 
-    def model(self, name: str, role: Role, spec: ModelSpec) -> None:
-        self._put(_Entry(lambda db: records.add_model(db, name, role, spec)))
-
-    def frame(self, new: Seen, said: Opinion | None, kept: tuple[str, bytes] | None = None, ask: str = "") -> Seen:
+    def frame(
+        self, new: Seen, said: tuple[Opinion, ModelSpec] | None, kept: tuple[str, bytes] | None = None, ask: str = ""
+    ) -> Seen:
         """The same with its id: ids are given in the order in which frames are written, or who reads beyond one would
-        miss another. kept: why the picture is, and its JPEG. ask: why the teacher should be asked, where it should."""
+        miss another. said: the answer, and the model it is of. kept: why the picture is, and its JPEG. ask: why the
+        teacher should be asked, where it should."""
         with self._changed:
+            if self._last_id is None:  # the disk has not said yet where the ids go on
+                self.dropped += 1
+                return replace(new, id=int(1000 * new.t))
             self._last_id += 1
             seen = replace(new, id=self._last_id)
 
             def write(db: sqlite3.Connection) -> None:
                 records.add_frame(db, seen)
                 if said:
-                    records.add_opinion(db, seen.id, said)
+                    records.add_model(db, said[0].model, said[0].role, said[1])
+                    records.add_opinion(db, seen.id, said[0])
                 if ask:
                     records.add_ask(db, seen.id, ask, seen.t)
 
@@ -127,11 +145,12 @@ class Recorder:
         self._now(write)
 
     def label(self, label: Label) -> int:
-        """The id of the label, which is on the disk. Raises `InputError` or `StorageError`: then it is not recorded."""
+        """The id of the label, which is on the disk. Raises `InputError` or `StorageError`, which says whether it may
+        still be written."""
         return int(self._now(lambda db: records.add_label(db, label)))
 
     def opinion(self, frame: int, said: Opinion, spec: ModelSpec) -> None:
-        """A teacher's answer, on the disk when this returns."""
+        """A teacher's answer, on the disk when this returns; raises as `label` does."""
 
         def write(db: sqlite3.Connection) -> None:
             records.add_model(db, said.model, said.role, spec)
@@ -140,7 +159,7 @@ class Recorder:
         self._now(write)
 
     def health(self) -> dict[str, Any]:
-        """waiting: entries that the disk has not taken. dropped: frames that it never got. kept_bytes: of pictures.
+        """waiting: entries that the disk has not taken. dropped: those that it never got. kept_bytes: of pictures.
         p50_ms, p99_ms: from a frame's arrival to the disk, over the last 10,000."""
         taken_ms = sorted(self._taken_ms)
         return {
@@ -166,8 +185,14 @@ class Recorder:
         self._put(_Entry(write, done=done))
         try:
             return done.result(_PATIENCE_S)
-        except TimeoutError:
-            raise StorageError(f"{self.folder}: the disk takes too long\n    → try again") from None
+        except LateError:
+            if done.cancel():
+                raise StorageError(f"{self.folder}: the disk is busy; it is not recorded\n    → try again") from None
+        try:
+            return done.result(_PATIENCE_S)
+        except LateError:
+            said = f"{self.folder}: the disk takes very long; it may be recorded"
+            raise StorageError(f"{said}\n    → look, and try again") from None
 
     def _put(self, entry: _Entry) -> None:
         with self._changed:
@@ -176,167 +201,184 @@ class Recorder:
             while len(self._waiting) > _WAITING or self._waiting_bytes > _WAITING_BYTES:
                 gone = self._waiting.popleft()
                 self._waiting_bytes -= gone.size
-                self.dropped += 1
+                self._drop(gone, "it waited too long")
             self._changed.notify()
+
+    def _drop(self, entry: _Entry, why: str) -> None:
+        if entry.done is None:
+            self.dropped += 1
+        elif not entry.done.done():
+            entry.done.set_exception(StorageError(f"{self.folder}: it is not recorded ({why})\n    → try again"))
 
     # The thread
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping, timeout=_CHECK_S)
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
-                self._waiting_bytes -= sum(one.size for one in batch)
-                self._in_hand = len(batch)
-                if not batch and self._stopping:
-                    return
-            taken = self._commit(batch)
+        while (batch := self._next_batch()) is not None:
+            wait_s = 0.0
+            try:
+                self._commit(batch)
+            except (sqlite3.OperationalError, AgriKDError, OSError) as error:
+                self._say(str(error))
+                self._keep_for_later(batch, str(error))
+                wait_s = _AGAIN_S
+            except Exception as error:  # whatever it is, frames go on coming
+                self._say(f"{type(error).__name__}: {error}")
+                self._close()
+                self._keep_for_later(batch, str(error))
+                wait_s = _AGAIN_S
+            else:
+                self._say("")
             self._in_hand = 0
-            if not taken:
+            self._make_room(full=bool(wait_s))
+            if wait_s:
                 with self._changed:
                     if self._stopping:
                         return
-                    self._changed.wait_for(lambda: self._stopping, timeout=_AGAIN_S)
+                    self._changed.wait_for(lambda: self._stopping, timeout=wait_s)
 
-    def _commit(self, batch: list[_Entry]) -> bool:
-        """Whether the disk took it; what it did not take waits again, but for what somebody waits for."""
-        try:
-            with files.storage_errors(self.folder):
-                db = self._opened()
-                self._write(db, batch)
-                self._make_room(db)
-        except (sqlite3.IntegrityError, ValueError) as error:  # waiting would not help
-            self._say(str(error))
-            self.dropped += len(batch)
-            self._refuse([one for one in batch if one.done], str(error))
-            return True
-        except (sqlite3.Error, StorageError, OSError) as error:
-            self._say(str(error))
-            self._refuse(batch, str(error))
-            return False
-        self._say("")
-        return True
+    def _next_batch(self) -> list[_Entry] | None:
+        """What is waiting, perhaps nothing; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopping, timeout=_CHECK_S)
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
+            self._waiting_bytes -= sum(one.size for one in batch)
+            self._in_hand = len(batch)
+            return None if self._stopping and not batch else batch
 
-    def _write(self, db: sqlite3.Connection, batch: list[_Entry]) -> None:
-        for one in batch:
-            if one.picture:
-                files.write_bytes(self.folder / one.picture[0], one.picture[1])
-        answers: list[tuple[Future[Any], Any]] = []
-        with records.transaction(db):
-            self._note_clock(db)
+    def _commit(self, batch: list[_Entry]) -> None:
+        """Each entry by itself, all of them in one transaction."""
+        batch[:] = [one for one in batch if one.done is None or one.done.set_running_or_notify_cancel()]
+        answers: list[tuple[_Entry, Any]] = []
+        with files.storage_errors(self.folder):
+            db = self._opened()
             for one in batch:
-                if one.done is None:
-                    one.write(db)
-                else:
-                    answers.append((one.done, _answer(one.write, db)))
-        taken_ms = [1000 * (time.time() - one.seen_t) for one in batch if one.seen_t is not None]
-        self._rows += len(taken_ms)
-        self._taken_ms.extend(taken_ms)
-        self._kept_bytes += sum(one.size for one in batch)
-        for done, answer in answers:
-            if isinstance(answer, AgriKDError):
-                done.set_exception(answer)
-            else:
-                done.set_result(answer)
+                if one.picture:
+                    files.write_bytes(self.folder / one.picture[0], one.picture[1])
+            clock = time.time() - time.monotonic()
+            with records.transaction(db):
+                if abs(clock - self._clock) > _CLOCK_JUMP_S:  # as when a board without a battery finds a network
+                    records.add_event(db, time.time(), "clock", f"{clock - self._clock:+.1f} s")
+                answers += [(one, _alone(one.write, db)) for one in batch]
+        if abs(clock - self._clock) > _CLOCK_JUMP_S:
+            self._clock = clock
+        for one, answer in answers:
+            self._tell(one, answer)
 
-    def _refuse(self, batch: list[_Entry], why: str) -> None:
+    def _tell(self, one: _Entry, answer: Any) -> None:
+        """What became of an entry of a transaction that is on the disk."""
+        if isinstance(answer, Exception):
+            if one.done and isinstance(answer, AgriKDError):
+                one.done.set_exception(answer)
+            else:
+                console.say(f"records: {type(answer).__name__}: {answer}")
+                self._drop(one, str(answer))
+            return
+        if one.done:
+            one.done.set_result(answer)
+        if one.seen_t is not None:
+            self._rows += 1
+            self._taken_ms.append(1000 * (time.time() - one.seen_t))
+        self._kept_bytes += one.size
+
+    def _keep_for_later(self, batch: list[_Entry], why: str) -> None:
         with self._changed:
             for one in reversed(batch):
                 if one.done is None:
                     self._waiting.appendleft(one)
                     self._waiting_bytes += one.size
                 else:
-                    one.done.set_exception(StorageError(f"{self.folder}: it is not recorded ({why})\n    → try again"))
+                    self._drop(one, why)
 
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
             console.say(f"records: {trouble or 'the disk takes them again'}")
             self.trouble = trouble
 
-    def _note_clock(self, db: sqlite3.Connection) -> None:
-        """A row where the wall clock jumps, as when a board without a battery finds a network."""
-        offset = time.time() - time.monotonic()
-        if abs(offset - self._clock) > _CLOCK_JUMP_S:
-            records.add_event(db, time.time(), "clock", f"{offset - self._clock:+.1f} s")
-            self._clock = offset
-
     # Room
 
-    def _make_room(self, db: sqlite3.Connection) -> None:
-        if self._rows > self._bounds.rows:
-            with records.transaction(db):
-                self._rows -= records.fold(db, self._rows - self._bounds.rows + self._bounds.rows // 100)
+    def _make_room(self, full: bool) -> None:
+        """Within the bounds, and where the disk has just refused; what it refuses here is tried with the next batch."""
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.Error, OSError):
+            for _ in range(_ROUNDS):
+                if not self._too_much(full) or not self._drop_oldest(self._db):
+                    break
+            if self._rows > self._bounds.rows and time.monotonic() >= self._fold_at:
+                wanted = min(_AT_ONCE, self._rows - self._bounds.rows + self._bounds.rows // 100)
+                with records.transaction(self._db):
+                    gone = records.fold(self._db, wanted)
+                self._rows -= gone
+                self._fold_at = time.monotonic() + _FOLD_AGAIN_S * (gone < wanted)
+
+    def _too_much(self, full: bool) -> bool:
         if self._kept_bytes > self._bounds.quota_bytes:
-            self._kept_bytes = _sum_of_pictures(db)
-        while self._kept_bytes > self._bounds.quota_bytes and self._drop_oldest(db):
-            pass
-        if time.monotonic() >= self._check_at:
+            return True
+        if not full and time.monotonic() < self._check_at:
+            return False
+        free = shutil.disk_usage(self.folder).free
+        if free >= self._bounds.free_bytes:
             self._check_at = time.monotonic() + _CHECK_S
-            while shutil.disk_usage(self.folder).free < self._bounds.free_bytes and self._drop_oldest(db):
-                pass
+        return free < max(self._bounds.free_bytes, _NEEDED_BYTES if full else 0)
 
     def _drop_oldest(self, db: sqlite3.Connection) -> bool:
-        gone = records.oldest_unlabelled(db, 20)
-        with records.transaction(db):
-            records.drop_pictures(db, [frame for frame, _ in gone])
-        for _, name in gone:
+        """The files first: a full disk has no room to write that they are gone."""
+        gone = records.oldest_unlabelled(db, _DROPPED_AT_ONCE)
+        for _, name, _ in gone:
             with contextlib.suppress(OSError):
                 (self.folder / name).unlink(missing_ok=True)
-        self._kept_bytes = _sum_of_pictures(db)
+        with records.transaction(db):
+            records.drop_pictures(db, [frame for frame, *_ in gone])
+        self._kept_bytes = max(0, self._kept_bytes - sum(size for *_, size in gone)) if gone else _sum_of_pictures(db)
         return bool(gone)
 
     # Opening
 
     def _opened(self) -> sqlite3.Connection:
-        """The database; one that the disk has damaged is set aside, for the frames that come matter more."""
+        """The database. One that is no longer where it was is opened anew, one that the disk has damaged is set aside:
+        the frames that come matter more."""
+        path = self.folder / records.DATABASE
+        if self._db is not None and (not path.exists() or path.stat().st_ino != self._inode):
+            self._close()
         if self._db is None:
-            with files.storage_errors(self.folder):
-                try:
-                    self._db = _checked(self.folder)
-                except sqlite3.OperationalError as error:
-                    raise StorageError(f"{self.folder}: {error}\n    → look at the disk") from None
-                except sqlite3.DatabaseError as error:
-                    console.say(f"{self.folder}: the records were damaged ({error}); they lie in {_aside(self.folder)}")
-                    self._db = _checked(self.folder)
-                self._rows = int(self._db.execute("SELECT COUNT(*) FROM frames").fetchone()[0])
-                self._kept_bytes = _sum_of_pictures(self._db)
-                _sweep(self._db, self.folder)
+            try:
+                db = opening.checked(self.folder)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                console.say(
+                    f"{self.folder}: the records were damaged ({error}); they lie in {opening.set_aside(self.folder)}"
+                )
+                db = opening.checked(self.folder)
+            self._rows = int(db.execute("SELECT COUNT(*) FROM frames").fetchone()[0])
+            self._kept_bytes = _sum_of_pictures(db)
+            opening.sweep(db, self.folder)
+            known = int(db.execute("SELECT COALESCE(MAX(id), 0) FROM frames").fetchone()[0])
+            with self._changed:
+                self._last_id = max(known, self._last_id or 0)
+            self._db, self._inode = db, path.stat().st_ino
         return self._db
 
+    def _close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
 
-def _answer(write: Write, db: sqlite3.Connection) -> Any:
-    """What a write returns, or why it may not be; that is its own affair and not the batch's."""
+
+def _alone(write: Write, db: sqlite3.Connection) -> Any:
+    """What a write returns, or why it may not be, which is its own affair; raises where the disk refuses."""
+    db.execute("SAVEPOINT alone")
     try:
-        return write(db)
-    except AgriKDError as error:
-        return error
+        answer = write(db)
+    except (sqlite3.OperationalError, OSError):
+        raise
+    except Exception as error:
+        db.execute("ROLLBACK TO alone")
+        answer = error
+    db.execute("RELEASE alone")
+    return answer
 
 
 def _sum_of_pictures(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT COALESCE(SUM(size_bytes), 0) FROM pictures").fetchone()[0])
-
-
-def _checked(folder: Path) -> sqlite3.Connection:
-    db = records.create(folder)
-    (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
-    if said != "ok":
-        db.close()
-        raise sqlite3.DatabaseError(said)
-    return db
-
-
-def _aside(folder: Path) -> Path:
-    aside = folder / f"damaged-{time.time_ns()}"
-    aside.mkdir()
-    for path in (*folder.glob(f"{records.DATABASE}*"), *folder.glob(records.PICTURES)):
-        path.rename(aside / path.name)
-    return aside
-
-
-def _sweep(db: sqlite3.Connection, folder: Path) -> None:
-    """Remove pictures of no row: of a writer that was killed between the two."""
-    known = {name for (name,) in db.execute("SELECT file FROM pictures")}
-    for path in (folder / records.PICTURES).rglob("*"):
-        if path.is_file() and path.relative_to(folder).as_posix() not in known:
-            with contextlib.suppress(OSError):
-                path.unlink()

@@ -6,6 +6,7 @@ is started again, each time after twice the pause.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from agrikd.errors import AgriKDError, DeviceError
 from agrikd.records import Opinion
 from agrikd.types import ModelSpec
 
-_LONGEST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S, _LIVED_S, _TURN_S = 30.0, 60.0, 0.1
 
 
 class Serving:
@@ -32,6 +33,7 @@ class Serving:
         self._starting: tuple[str, Child] | None = None
         self._wanted = ""
         self._failures, self._not_before, self._why = 0, 0.0, ""
+        self._served_at = math.inf
         self._asking = threading.RLock()
 
     def health(self) -> dict[str, Any]:
@@ -57,7 +59,9 @@ class Serving:
         wanted = self._asked()
         if self._wanted != wanted:
             self._wanted, self._failures, self._not_before, self._why = wanted, 0, 0.0, ""
-        with self._asking:
+        if not self._asking.acquire(timeout=_TURN_S):
+            return  # a model is thinking: there is nothing to do that could not wait
+        try:
             self._watch()
             if self._starting and self._starting[0] != wanted:
                 self._starting[1].stop()
@@ -68,6 +72,8 @@ class Serving:
             if not wanted and self._serving:
                 self._serving[1].stop()
                 self._serving = None
+        finally:
+            self._asking.release()
 
     def probe(self, rounds: int) -> dict[str, Any]:
         """What answers, asked for its release's probes; {"failed": why} where nothing does."""
@@ -86,12 +92,15 @@ class Serving:
                 return None
             name, child = self._serving
             try:
-                said = child.predict(pixels, shape)
-                return Opinion.from_json({**said, "model": name, "t": t}), child.spec
+                return child.predict(pixels, shape, name, t), child.spec
             except DeviceError:  # `follow` will see that it has died
                 return None
 
     def stop(self) -> None:
+        """Whoever waits for an answer is not waited for."""
+        for one in (self._serving, self._starting):
+            if one:
+                one[1].kill()
         with self._asking:
             for one in (self._serving, self._starting):
                 if one:
@@ -117,7 +126,7 @@ class Serving:
             return
         if self._serving:
             self._serving[1].stop()
-        self._serving, self._starting = self._starting, None
+        self._serving, self._starting, self._served_at = self._starting, None, time.monotonic()
         console.say(f"{self._serving[0]} serves: {self._serving[1].backend}")
 
     def _start(self, name: str) -> None:
@@ -130,6 +139,8 @@ class Serving:
         """A failure; the next start waits twice as long."""
         console.say(f"{name}: {why}")
         self._log(name, why)
+        if time.monotonic() - self._served_at > _LIVED_S:
+            self._failures = 0
         if name == self._wanted:
             self._failures, self._why = self._failures + 1, why
             self._not_before = time.monotonic() + min(0.5 * 2**self._failures, _LONGEST_PAUSE_S)

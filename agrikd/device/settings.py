@@ -11,7 +11,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from agrikd import files
-from agrikd.device.camera import kind
+from agrikd.device.camera import hidden, kind
 from agrikd.device.schedule import Schedule
 from agrikd.errors import InputError, Problem
 from agrikd.recipe import Share, Spec, problems_of
@@ -127,6 +127,8 @@ class Settings(Spec):
     @model_validator(mode="after")
     def _names_differ(self) -> Settings:
         names = [one.name for one in self.cameras]
+        if not self.cameras and (self.teacher or self.hub):
+            raise ValueError("teacher and hub are for what cameras see: name one")
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two cameras are called {sorted(doubled)[0]!r}")
         return self
@@ -138,19 +140,26 @@ def read(path: Path) -> Settings:
         return Settings()
     try:
         said = yaml.safe_load(files.read_text(path))
-    except yaml.YAMLError as error:
-        raise InputError(Problem(str(path), f"is no YAML ({error})", "look at its indentation")) from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that there is not
+        raise InputError(Problem(str(path), f"is no YAML ({hidden(str(error))})", "look at its indentation")) from None
     return check({} if said is None else said, str(path))
 
 
-def chosen(path: Path, source: str, port: int) -> Settings:
-    """What a file says, or one camera where a source is named; raises `InputError` where both are."""
-    if not source:
-        return read(path)
+def chosen(path: Path, source: str, port: int | None) -> Settings:
+    """What a file says, or one camera where a source is named; raises `InputError` where both are, or neither."""
     if path.exists():
-        mend = f"leave --source out, or write it into {path.name}"
-        raise InputError(Problem(str(path), "names the cameras already", mend))
-    return check({"cameras": [{"name": "camera", "source": source}], "live": {"port": port}}, "--source")
+        if source or port:
+            mend = f"leave --source and --port out, or write them into {path.name}"
+            raise InputError(Problem(str(path), "names the cameras already", mend))
+        return read(path)
+    if not source:
+        raise InputError(Problem("--source", "is missing", f"name one, such as demo, or write {path}"))
+    if hidden(source) != source:
+        raise InputError(
+            Problem("--source", "holds a password, which all programs could read", f"write it into {path}")
+        )
+    live = {"port": port} if port else {}
+    return check({"cameras": [{"name": "camera", "source": source}], "live": live}, "--source")
 
 
 def check(said: Any, where: str) -> Settings:
@@ -158,4 +167,5 @@ def check(said: Any, where: str) -> Settings:
     try:
         return Settings.model_validate(said)
     except ValidationError as error:
-        raise InputError(problems_of(error, Settings, where)) from None
+        problems = problems_of(error, Settings, where)
+        raise InputError([Problem(one.where, hidden(one.wrong), one.mend) for one in problems]) from None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agrikd import audit, records
+from agrikd import audit, console, files, records
 from agrikd.device.aide import Aide
 from agrikd.device.camera import Camera
 from agrikd.device.desk import Desk
@@ -22,7 +22,7 @@ from agrikd.errors import AgriKDError, DeviceError
 if TYPE_CHECKING:
     from agrikd.device.settings import CameraSettings, Settings
 
-RECORDS, TOKEN = "records", "live.token"
+RECORDS, TOKEN, LIVE = "records", "live.token", "live.json"
 _JUDGE_S = 600.0
 
 
@@ -51,19 +51,31 @@ class Station:
         self.verbs = Desk(self._watches, self.recorder).verbs
         self._aides = {name: Aide(f"agrikd.device.{name}", what) for name, what in _aides(folder, settings).items()}
         self._judge_at, self._fallen = 0.0, ""
+        self._tell_where(folder, settings)
         for watch in watches:
             watch.start()
 
     def keep(self) -> None:
-        """Keep the processes beside it running. Raises `DeviceError` where a camera's loop has ended: then nothing but
-        another start helps."""
+        """Keep the processes beside it running. Raises `DeviceError` where a thread of its own has ended: then nothing
+        but another start helps."""
         for aide in self._aides.values():
             aide.keep()
-        if ended := [name for name, watch in self._watches.items() if not watch.is_alive()]:
-            raise DeviceError(f"the loop of {', '.join(ended)} has ended\n    → see what was said before")
+        ended = [name for name, watch in self._watches.items() if not watch.is_alive()]
+        if ended or not self.recorder.alive:
+            what = f"the loop of {', '.join(ended)}" if ended else "the writer of records"
+            raise DeviceError(f"{what} has ended\n    → see what was said before")
         if time.monotonic() >= self._judge_at:
             self._judge_at = time.monotonic() + _JUDGE_S
             threading.Thread(target=self._judge, daemon=True).start()
+
+    def _tell_where(self, folder: Path, settings: Settings) -> None:
+        """For the app on this machine: where the live view is. A disk that takes no file costs just that."""
+        if settings.live:
+            said = {"url": f"http://{settings.live.host}:{settings.live.port}", "cameras": list(self._watches)}
+            try:
+                files.write_json(folder / LIVE, said)
+            except AgriKDError as error:
+                console.say(str(error))
 
     def _judge(self) -> None:
         """An event when the accuracy falls, once until it has risen again."""
@@ -86,6 +98,8 @@ class Station:
     def stop(self) -> None:
         for watch in self._watches.values():
             watch.stop.set()
+        for aide in self._aides.values():
+            aide.terminate()
         for aide in self._aides.values():
             aide.stop()
         for watch in self._watches.values():

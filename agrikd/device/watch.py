@@ -117,7 +117,6 @@ class Watch(threading.Thread):
         self._changed = threading.Condition()
         self._newest: Shown | None = None
         self._looked_at = -math.inf
-        self._model = ""
         self._smoothing = Smoothing()
         self._kept_at: dict[str, float] = {}
         self._times: deque[float] = deque(maxlen=60)
@@ -139,12 +138,12 @@ class Watch(threading.Thread):
             self.eye.camera.stop()
 
     def next(self, after: int, timeout_s: float) -> Shown | None:
-        """The newest frame beyond an id, as soon as there is one; whoever asks is a viewer."""
+        """The newest frame, as soon as it is another one than `after`; whoever asks is a viewer."""
         self._looked_at = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: self._newest and self._newest.seen.id > after, timeout_s)
+            self._changed.wait_for(lambda: self._newest and self._newest.seen.id != after, timeout_s)
             newest = self._newest
-        return newest if newest and newest.seen.id > after else None
+        return newest if newest and newest.seen.id != after else None
 
     @property
     def watched(self) -> Shown | None:
@@ -174,15 +173,12 @@ class Watch(threading.Thread):
         if not frame.quality:  # a covered lens is no plant to speak of
             answer = self._serving.predict(self.eye.camera.fileno(), frame.image.shape[:2], frame.t)
         said, spec = answer or (None, None)
-        if said and spec and said.model != self._model:
-            self._model = said.model
-            self._recorder.model(said.model, "student", spec)
         drawn = said is not None and self._random.random() < self._keeping.audit_share
         audit = self._keeping.audit_share if drawn else None
         why = self._why_kept(said, drawn)
         ask = why if self._asks else ""
         new = Seen(0, frame.t, self.eye.name, self.eye.place, frame.quality, audit)
-        seen = self._recorder.frame(new, said, (why, frame.jpeg) if why else None, ask)
+        seen = self._recorder.frame(new, answer, (why, frame.jpeg) if why else None, ask)
         shown = Shown(seen, frame.jpeg, said, self._smoothing.add(said) if said else None, spec)
         self.ring.add(shown)
         self._times.append(frame.mono)

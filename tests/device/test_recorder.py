@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def rows(folder: Path, table: str) -> list[dict[str, Any]]:
 
 def test_what_was_handed_over_is_there_with_all_that_was_said(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        recorder.model("m", "student", SPEC)
-        one = recorder.frame(seen(quality=("blurred",), audit=0.01), said(1), kept=("audit", b"jpeg"), ask="audit")
+        one = recorder.frame(
+            seen(quality=("blurred",), audit=0.01), (said(1), SPEC), kept=("audit", b"jpeg"), ask="audit"
+        )
         done = recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0, "live", "by the road"))
         recorder.opinion(one.id, said(0, "teacher", "big"), SPEC)
         recorder.event("clock", "+3 s")
@@ -88,19 +90,19 @@ def test_what_was_handed_over_is_there_with_all_that_was_said(tmp_path: Path) ->
 
 def test_the_same_click_is_one_label_and_a_frame_must_be_known(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        one = recorder.frame(seen(), said())
+        one = recorder.frame(seen(), (said(), SPEC))
         label = Label("click-001", one.id, "rust", "Ana", 6.0)
         assert recorder.label(label) == recorder.label(label)
         with pytest.raises(InputError, match="frame 77"):
             recorder.label(Label("click-002", 77, "rust", "Ana", 6.0))
-        recorder.frame(seen(), said())
+        recorder.frame(seen(), (said(), SPEC))
     assert count(tmp_path, "labels") == 1 and count(tmp_path, "frames") == 2
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "x" * 20_000])
 def test_a_text_that_no_database_takes_is_refused_and_the_rest_goes_on(tmp_path: Path, text: str) -> None:
     with recording(tmp_path) as recorder:
-        one = recorder.frame(seen(), said())
+        one = recorder.frame(seen(), (said(), SPEC))
         with pytest.raises(InputError, match="note: is no plain text"):
             recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0, note=text))
         recorder.event("note", text)
@@ -111,9 +113,8 @@ def test_a_text_that_no_database_takes_is_refused_and_the_rest_goes_on(tmp_path:
 def test_what_breaks_a_rule_of_the_database_is_dropped_and_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
         recorder._put(recorders._Entry(lambda db: db.execute("INSERT INTO frames(id) VALUES(1)")))
-        while not recorder.dropped:
-            time.sleep(0.01)
-        recorder.frame(seen(), said())
+        wait(lambda: recorder.dropped == 1)
+        recorder.frame(seen(), (said(), SPEC))
         settled(recorder)
         assert recorder.dropped == 1
     assert count(tmp_path, "frames") == 1
@@ -146,7 +147,7 @@ def test_ids_go_on_after_a_restart(tmp_path: Path) -> None:
 def test_the_oldest_unlabelled_pictures_go_first_and_the_labelled_never(tmp_path: Path) -> None:
     with recording(tmp_path, Bounds(quota_bytes=50_000, free_bytes=0)) as recorder:
         for number in range(200):
-            one = recorder.frame(seen(), said(), kept=("doubt", bytes([number]) * 1000))
+            one = recorder.frame(seen(), (said(), SPEC), kept=("doubt", bytes([number]) * 1000))
             if number % 40 == 0:
                 recorder.label(Label(f"click-{number:03d}", one.id, "rust", "Ana", 6.0))
     kept = {row["frame"] for row in rows(tmp_path, "pictures")}
@@ -160,7 +161,7 @@ def test_old_frames_become_daily_counts_but_not_those_of_labels_and_pictures(tmp
     with recording(tmp_path, Bounds(free_bytes=0, rows=1000)) as recorder:
         for number in range(3000):
             new = seen(t=1_800_000_000.0 + 60 * number)
-            one = recorder.frame(new, said(number % 2), kept=("audit", b"x") if number == 5 else None)
+            one = recorder.frame(new, (said(number % 2), SPEC), kept=("audit", b"x") if number == 5 else None)
             if number == 7:
                 recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
     frames = rows(tmp_path, "frames")
@@ -173,7 +174,7 @@ def test_old_frames_become_daily_counts_but_not_those_of_labels_and_pictures(tmp
 
 def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_path: Path) -> None:
     with recording(tmp_path) as recorder:
-        recorder.frame(seen(), said(), kept=("doubt", b"jpeg"))
+        recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg"))
     stray = tmp_path / "pictures" / "2027-01-15" / "000000009.jpg"
     stray.write_bytes(b"half")
     with recording(tmp_path):
@@ -181,7 +182,7 @@ def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_pa
     assert not stray.exists() and len(list(tmp_path.rglob("*.jpg"))) == 1
     (tmp_path / "records.db").write_bytes(b"no database at all" * 1000)
     with recording(tmp_path) as recorder:
-        recorder.frame(seen(), said())
+        recorder.frame(seen(), (said(), SPEC))
     assert count(tmp_path, "frames") == 1
     assert len(list(tmp_path.glob("damaged-*/records.db"))) == len(list(tmp_path.glob("damaged-*/pictures"))) == 1
 
@@ -202,11 +203,11 @@ def test_a_disk_that_refuses_is_waited_for_and_a_label_is_refused(
     monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
     monkeypatch.setattr(files, "write_bytes", refuse)
     with recording(tmp_path) as recorder:
-        one = recorder.frame(seen(), said())
+        one = recorder.frame(seen(), (said(), SPEC))
         recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
         refusing.set()
         for _ in range(5):
-            recorder.frame(seen(), said(), kept=("doubt", b"jpeg"))
+            recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg"))
         with pytest.raises(StorageError, match="not recorded"):
             recorder.label(Label("click-002", one.id, "rust", "Ana", 6.0))
         assert recorder.trouble
@@ -225,7 +226,7 @@ def test_what_waits_for_a_disk_is_bounded_and_counted(tmp_path: Path, monkeypatc
         holder = sqlite3.connect(tmp_path / "records.db", timeout=0)
         holder.execute("BEGIN IMMEDIATE")  # as a writer that is none of ours
         for _ in range(1500):
-            recorder.frame(seen(), said())
+            recorder.frame(seen(), (said(), SPEC))
         assert recorder.health()["waiting"] <= 100 + 500
         holder.execute("ROLLBACK")
         holder.close()
@@ -238,8 +239,8 @@ def test_a_jump_of_the_clock_is_an_event(tmp_path: Path, monkeypatch: pytest.Mon
     now = time.time
     with recording(tmp_path) as recorder:
         monkeypatch.setattr(time, "time", lambda: now() + 3600)
-        recorder.frame(seen(), said())
-        recorder.frame(seen(), said())
+        recorder.frame(seen(), (said(), SPEC))
+        recorder.frame(seen(), (said(), SPEC))
         settled(recorder)
         monkeypatch.undo()
     first = rows(tmp_path, "events")[0]
@@ -254,7 +255,7 @@ from device.test_recorder import *
 recorder = Recorder(Path(sys.argv[1]), LOOSE)
 number = 0
 while True:
-    one = recorder.frame(seen(), said(), kept=("doubt", b"jpeg" * 500) if number % 3 == 0 else None)
+    one = recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg" * 500) if number % 3 == 0 else None)
     if number % 5 == 0:
         key = f"click-{one.id:06d}"
         recorder.label(Label(key, one.id, "rust", "Ana", 6.0))
@@ -279,3 +280,102 @@ def test_killed_at_any_moment_it_has_every_label_that_it_acknowledged(tmp_path: 
     assert set(acknowledged) <= {row["key"] for row in rows(tmp_path, "labels")} and len(acknowledged) > 20
     for row in rows(tmp_path, "pictures"):
         assert files.sha256_of(tmp_path / row["file"]) == row["sha256"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad"), sqlite3.OperationalError("disk I/O error")])
+def test_room_that_cannot_be_made_costs_nothing_that_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(records, "oldest_unlabelled", fail)
+    with recording(tmp_path, Bounds(quota_bytes=10, free_bytes=0)) as recorder:
+        for number in range(5):
+            one = recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg" * 10))
+            recorder.label(Label(f"click-{number:03d}", one.id, "rust", "Ana", 6.0))
+        assert recorder.alive and recorder.dropped == 0
+    assert count(tmp_path, "frames") == count(tmp_path, "labels") == 5
+
+
+NONSENSE = [{"latency_ms": 10**30}, {"t": float("nan")}, {"value": float("inf")}, {"probabilities": [0.5, None]}]
+
+
+@pytest.mark.parametrize("more", NONSENSE)
+def test_an_answer_that_is_nonsense_is_none(more: dict[str, Any]) -> None:
+    good = asdict(said())
+    assert Opinion.from_json(good) == said()
+    with pytest.raises((TypeError, ValueError)):
+        Opinion.from_json({**good, **more})
+
+
+def test_whatever_goes_wrong_with_one_entry_is_its_own_affair(tmp_path: Path) -> None:
+    """Also where somebody handed over what no check has seen."""
+    with recording(tmp_path) as recorder:
+        for odd in (replace(said(), latency_ms=10**30), replace(said(), model="\ud800"), replace(said(), top=None)):
+            recorder.frame(seen(), (odd, SPEC))  # type: ignore[arg-type]
+            recorder.frame(seen(), (said(), SPEC))
+        with pytest.raises(InputError, match="key: is no plain text"):
+            recorder.label(Label(5, 2, "rust", "Ana", 6.0))  # type: ignore[arg-type]
+        settled(recorder)
+        assert recorder.alive and recorder.dropped == 3
+        with pytest.raises(InputError, match="a key of its own"):
+            for label in ("rust", "healthy"):
+                recorder.label(Label("click-001", 2, label, "Ana", 6.0))
+    assert count(tmp_path, "frames") == 3 and count(tmp_path, "labels") == 1
+
+
+def test_a_label_that_came_too_late_for_its_asker_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorders, "_PATIENCE_S", 0.3)
+    with recording(tmp_path) as recorder:
+        one = recorder.frame(seen(), (said(), SPEC))
+        settled(recorder)
+        holder = sqlite3.connect(tmp_path / "records.db", timeout=0)
+        holder.execute("BEGIN IMMEDIATE")
+        recorder.frame(seen(), (said(), SPEC))
+        wait(lambda: recorder._in_hand == 1)
+        with pytest.raises(StorageError, match="it is not recorded"):
+            recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
+        holder.execute("ROLLBACK")
+        holder.close()
+        settled(recorder)
+        monkeypatch.setattr(recorders, "_PATIENCE_S", 10.0)
+    assert count(tmp_path, "labels") == 0 and count(tmp_path, "frames") == 2
+
+
+def test_records_that_vanish_or_break_while_it_runs_begin_anew(tmp_path: Path) -> None:
+    with recording(tmp_path) as recorder:
+        first = recorder.frame(seen(), (said(), SPEC))
+        settled(recorder)
+        for path in tmp_path.glob("records.db*"):
+            path.unlink()
+        second = recorder.frame(seen(), (said(), SPEC))
+        recorder.label(Label("click-001", second.id, "rust", "Ana", 6.0))
+        assert [row["id"] for row in rows(tmp_path, "frames")] == [second.id] and second.id > first.id
+        with contextlib.closing(sqlite3.connect(tmp_path / "records.db")) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with (tmp_path / "records.db").open("r+b") as disk:  # under its feet, in the same file
+            disk.write(b"no database at all" * 3000)
+        third = recorder.frame(seen(), (said(), SPEC))
+        settled(recorder, 30)
+        recorder.label(Label("click-002", third.id, "rust", "Ana", 6.0))
+    assert third.id in [row["id"] for row in rows(tmp_path, "frames")]
+
+
+def test_records_of_a_later_agrikd_are_left_alone_and_the_rest_goes_on(tmp_path: Path) -> None:
+    with contextlib.closing(records.create(tmp_path)) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
+    with recording(tmp_path) as recorder:
+        shown = recorder.frame(seen(), (said(), SPEC))
+        assert shown.id > 0 and "form 99" in recorder.trouble and recorder.dropped == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "records.db")) as db:
+        assert db.execute("SELECT COUNT(*) FROM frames").fetchone() == (0,)
+
+
+def wait(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)

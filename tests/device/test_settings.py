@@ -40,9 +40,17 @@ def test_a_camera_named_by_the_command(tmp_path: Path) -> None:
     found = settings.chosen(tmp_path / SETTINGS, "demo", 8601)
     assert found.cameras[0].source == "demo" and found.live and found.live.port == 8601
     (tmp_path / SETTINGS).write_text(WHOLE)
-    assert len(settings.chosen(tmp_path / SETTINGS, "", 8600).cameras) == 2
+    assert len(settings.chosen(tmp_path / SETTINGS, "", None).cameras) == 2
     with pytest.raises(InputError, match="names the cameras already"):
-        settings.chosen(tmp_path / SETTINGS, "demo", 8600)
+        settings.chosen(tmp_path / SETTINGS, "demo", None)
+
+
+def test_a_command_that_names_no_camera_or_a_password(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name one, such as demo"):
+        settings.chosen(tmp_path / SETTINGS, "", 8600)
+    with pytest.raises(InputError, match="holds a password") as refused:
+        settings.chosen(tmp_path / SETTINGS, "rtsp://u:s3cret@10.0.0.9/x", None)
+    assert "s3cret" not in str(refused.value)
 
 
 MISTAKES = {
@@ -56,6 +64,8 @@ MISTAKES = {
     "a device's name": ("device: 'a b'", "letters, digits, dots and dashes"),
     "an address": ("hub: {url: 'hub.example', token_file: t}", "expected http"),
     "no token": ("teacher: {url: 'http://a'}", "token_file: is missing"),
+    "no such day": ("cameras: [{name: a, source: demo, plot: 2027-02-30}]", "is no YAML"),
+    "nothing to ask about": ("teacher: {url: 'http://a', token_file: t}", "name one"),
     "a share": ("records: {audit_share: 2}", "records.audit_share"),
     "a list": ("- demo", "a group of settings"),
     "no YAML": ("cameras: [", "is no YAML"),
@@ -68,6 +78,23 @@ def test_what_makes_no_sense(tmp_path: Path, said: str, answer: str) -> None:
     with pytest.raises(InputError) as refused:
         settings.read(tmp_path / SETTINGS)
     assert answer in str(refused.value) and SETTINGS in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cameras: ['rtsp://u:s3cret@a/x']",
+        "cameras: rtsp://u:s3cret@a/x",
+        "cameras: [{name: a, source: ['rtsp://u:s3cret@a/x']}]",
+        "hub: {url: 'htps://me:s3cret@a', token_file: t}",
+        "cameras: [{name: a, source: rtsp://u:s3cret@a/x]",
+    ],
+)
+def test_no_mistake_shows_a_password(tmp_path: Path, said: str) -> None:
+    (tmp_path / SETTINGS).write_text(said)
+    with pytest.raises(InputError) as refused:
+        settings.read(tmp_path / SETTINGS)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_all_mistakes_at_once_and_no_password(tmp_path: Path) -> None:

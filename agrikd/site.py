@@ -1,0 +1,200 @@
+"""The app's server: Streamlit's pages, and beside them, on the same port, the live stream of the agent's cameras.
+
+A page is run again when a person does something; the stream never passes through one. It is relayed from the agent,
+whose token stays here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import yaml
+
+from agrikd import files
+from agrikd.device.post import Answer, Server
+from agrikd.device.station import LIVE, RECORDS, TOKEN
+from agrikd.device.store import Store
+from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
+
+try:
+    import streamlit as st
+    import uvicorn
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import HTTPConnection, Request
+    from starlette.responses import Response
+    from starlette.routing import Route, WebSocketRoute
+    from starlette.websockets import WebSocket, WebSocketDisconnect
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
+except ImportError:
+    raise MissingExtraError("streamlit", "app") from None
+
+FIELD = "AGRIKD_FIELD"
+"""The folder of the agent, for the pages."""
+PREFIX = "/agrikd"
+_HERE = ("127.0.0.1", "localhost", "[::1]")
+_STREAMLIT = {
+    "STREAMLIT_SERVER_HEADLESS": "true",
+    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+    "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
+    "STREAMLIT_CLIENT_SHOW_ERROR_DETAILS": "none",
+    "STREAMLIT_LOGGER_LEVEL": "warning",
+}
+_ANSWER_S, _MOST_MESSAGE_BYTES = 15.0, 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Field:
+    """An agent, as the app knows it: its folder on this machine."""
+
+    folder: Path
+
+    @classmethod
+    def here(cls) -> Field:
+        """The one that this process was started for."""
+        return cls(Path(os.environ.get(FIELD, "field")))
+
+    @property
+    def records(self) -> Path:
+        return self.folder / RECORDS
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder / TOKEN
+
+    @property
+    def live(self) -> dict[str, Any]:
+        """url: of the agent's live view; cameras: their names. Raises `InputError` where no agent ever ran."""
+        path = self.folder / LIVE
+        if not path.exists():
+            mend = "start one: agrikd agent MODEL --source demo"
+            raise InputError(Problem(str(self.folder), "is no folder of an agent that looks", mend))
+        found: dict[str, Any] = files.read_json(path)
+        return found
+
+    def call(self, method: str, path: str, body: dict[str, Any] | bytes = b"") -> Answer:
+        """The agent's answer; raises `DeviceError` in its words where it is a refusal."""
+        answer = Server(self.live["url"], str(self.token_file)).call(method, path, body, _ANSWER_S)
+        if answer.status != 200:
+            raise answer.away()
+        return answer
+
+    def labels(self, model: str, language: str) -> dict[str, str]:
+        """How the classes of a release are called in a language; none where it does not say."""
+        with contextlib.suppress(AgriKDError, OSError):
+            release = Store(self.folder).release(model)
+            if language in release.labels:
+                return dict(zip(release.spec.classes, release.labels[language], strict=True))
+        return {}
+
+
+def pages() -> Path:
+    """The folder of the app's pages: beside the package in a checkout, else where it was installed to."""
+    checkout = Path(__file__).resolve().parents[1] / "app"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "agrikd" / "app"
+
+
+def words(language: str) -> dict[str, str]:
+    """The app's texts in a language."""
+    found: dict[str, str] = yaml.safe_load(files.read_text(pages() / "words" / f"{language}.yaml"))
+    return found
+
+
+def languages() -> dict[str, str]:
+    """What there is: code to the language's own name."""
+    return {path.stem: words(path.stem)["language"] for path in sorted((pages() / "words").glob("*.yaml"))}
+
+
+def made() -> st.App:
+    """The app for `Field.here()`."""
+    routes = [
+        Route(f"{PREFIX}/frame/{{frame:int}}.jpg", _frame),
+        WebSocketRoute(f"{PREFIX}/live", _live),
+    ]
+    return st.App(pages() / "main.py", routes=routes)
+
+
+def run(field: Field, port: int) -> None:
+    """Serve this machine until SIGTERM or Ctrl-C."""
+    os.environ[FIELD] = str(field.folder.resolve())
+    os.environ |= _STREAMLIT
+    uvicorn.run(
+        made(),
+        host="127.0.0.1",
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        ws_max_size=2**20 * 64,
+    )
+
+
+def _own_page(link: HTTPConnection) -> bool:
+    """Whether a page of this very server asks; another name for this machine may be a trap of the name's owner."""
+    host = link.headers.get("host", "")
+    origin = link.headers.get("origin")
+    named = host.rpartition(":")[0] or host
+    return named in _HERE and (origin is None or urlsplit(origin).netloc == host)
+
+
+async def _frame(request: Request) -> Response:
+    if not _own_page(request) or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return Response("this page may not ask", 403)
+    path = f"/frame/{request.path_params['frame']}.jpg"
+    try:
+        answer = await run_in_threadpool(Field.here().call, "GET", path)
+    except AgriKDError as error:
+        return Response(str(error), 404)
+    return Response(answer.body, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+async def _live(viewer: WebSocket) -> None:
+    """From the agent to a viewer, who asks for each frame himself."""
+    if not _own_page(viewer):
+        await viewer.close(1008)
+        return
+    field = Field.here()
+    await viewer.accept()
+    try:
+        signed = {"Authorization": f"Bearer {field.token_file.read_text().strip()}"}
+        camera = urlencode({"camera": viewer.query_params.get("camera", "")})
+        url = f"{field.live['url'].replace('http', 'ws', 1)}/live?{camera}"
+        async with connect(url, additional_headers=signed, max_size=_MOST_MESSAGE_BYTES, proxy=None) as agent:
+            await _either(_asked(viewer, agent.send), _shown(viewer, agent.recv))
+    except (AgriKDError, OSError, WebSocketException, asyncio.TimeoutError):
+        pass  # the viewer sees the stream end, says STALE, and tries again
+    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        await viewer.close(1013)
+
+
+async def _asked(viewer: WebSocket, send: Callable[[str], Awaitable[None]]) -> None:
+    while True:
+        await viewer.receive_text()
+        await send("next")
+
+
+async def _shown(viewer: WebSocket, recv: Callable[[], Awaitable[str | bytes]]) -> None:
+    while True:
+        message = await recv()
+        if isinstance(message, bytes):
+            await viewer.send_bytes(message)
+
+
+async def _either(*both: Any) -> None:
+    """Until one of them has ended."""
+    tasks = [asyncio.create_task(one) for one in both]
+    done, going = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in going:
+        task.cancel()
+    await asyncio.gather(*going, return_exceptions=True)
+    for task in done:
+        if (error := task.exception()) and not isinstance(error, WebSocketDisconnect | RuntimeError | KeyError):
+            raise error
