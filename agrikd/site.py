@@ -82,7 +82,7 @@ class Field:
 
     def call(self, method: str, path: str, body: dict[str, Any] | bytes = b"") -> Answer:
         """The agent's answer; raises `DeviceError` in its words where it is a refusal."""
-        answer = Server(self.live["url"], str(self.token_file)).call(method, path, body, _ANSWER_S)
+        answer = Server(self.live["url"], str(self.token_file), packs=False).call(method, path, body, _ANSWER_S)
         if answer.status != 200:
             raise answer.away()
         return answer

@@ -126,6 +126,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     show(frame);
     root.dataset.frame = frame.frame;
     root.dataset.painted = shots;
+    if (shots === 1) tick();
   }
 
   function open() {

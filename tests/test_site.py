@@ -21,6 +21,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from agrikd import site
+from agrikd.errors import AgriKDError
 
 PAGES = site.pages()
 
@@ -81,6 +82,13 @@ def test_the_stream_is_for_pages_of_this_server_alone(app: int) -> None:
         with pytest.raises(InvalidStatus) as refused:  # the second is another's name for this machine
             connect(url, proxy=None, origin=origin, sock=socket.create_connection(("127.0.0.1", app)))  # type: ignore[arg-type]
         assert refused.value.response.status_code == 403
+
+
+def test_a_label_with_a_long_note_arrives(folder: Path) -> None:
+    label = {"key": "click-0001", "frame": 5, "label": "rust", "who": "Ana", "note": "by the road, " * 100}
+    assert site.Field(folder).call("POST", "/label", label).json() == {"id": 7}
+    with pytest.raises(AgriKDError, match="not in the records"):
+        site.Field(folder).call("POST", "/label", {**label, "frame": 5000})
 
 
 def test_a_folder_without_an_agent_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,9 +140,11 @@ class Answer:
 
 class Server:
     """agrikd serve, under its URL. ca: a file with the certificate that it is trusted by, where the system's do not do.
-    bytes_per_s: of all that is sent to it."""
+    bytes_per_s: of all that is sent to it. packs: JSON by gzip, which an agent's live view does not read."""
 
-    def __init__(self, url: str, token_file: str, ca: str = "", bytes_per_s: float | None = None) -> None:
+    def __init__(
+        self, url: str, token_file: str, ca: str = "", bytes_per_s: float | None = None, packs: bool = True
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(Problem(url, "is no address of a server", "as in https://farm.example:8700"))
@@ -153,19 +155,24 @@ class Server:
         self._tls = ssl.create_default_context(cafile=ca or None) if safe else None
         self._bucket = Bucket(bytes_per_s)
         self._link: _Link | None = None
+        self._packs = packs
 
     def call(self, method: str, path: str, body: bytes | dict[str, Any] = b"", answer_s: float = _SILENCE_S) -> Answer:
         """One question: bytes go as they are, a dict as JSON. Raises `AwayError` where nobody answers in `answer_s`."""
         head = {"Authorization": f"Bearer {files.read_text(self._token_file).strip()}"}
+        data = body if isinstance(body, bytes) else b""
         if isinstance(body, dict):
-            body = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
+            data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
             head["Content-Type"] = "application/json"
-            if len(body) > _WORTH_PACKING_BYTES:
-                body, head["Content-Encoding"] = gzip.compress(body, 6), "gzip"
+            if self._packs and len(data) > _WORTH_PACKING_BYTES:
+                data, head["Content-Encoding"] = gzip.compress(data, 6), "gzip"
+        kept = self._link is not None
         try:
-            return self._call(method, self._below + path, body, head, answer_s)
+            return self._call(method, self._below + path, data, head, answer_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
+            if kept and isinstance(error, ConnectionError):  # the server closed it while the question was on its way
+                return self.call(method, path, body, answer_s)
             raise AwayError(f"{self.name} does not answer ({str(error) or type(error).__name__})") from None
 
     def _call(self, method: str, path: str, body: bytes, head: dict[str, str], answer_s: float) -> Answer:
