@@ -20,7 +20,7 @@ import yaml
 
 from agrikd import files
 from agrikd.device.post import Answer, Server
-from agrikd.device.station import LIVE, RECORDS, TOKEN
+from agrikd.device.station import LIVE, TOKEN
 from agrikd.device.store import Store
 from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
 
@@ -61,10 +61,6 @@ class Field:
     def here(cls) -> Field:
         """The one that this process was started for."""
         return cls(Path(os.environ.get(FIELD, "field")))
-
-    @property
-    def records(self) -> Path:
-        return self.folder / RECORDS
 
     @property
     def token_file(self) -> Path:
