@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from postgres_kit import database
 
 from agrikd import records
-from agrikd.device.recorder import Recorder
+from agrikd.device.recorder import Bounds, Recorder
 from agrikd.hub import Hub, Source
 from agrikd.hub_tables import MIRRORS
 from agrikd.records import Label, Opinion, Seen
@@ -119,15 +119,9 @@ def record(recorder: Recorder, number: int, kept: bytes | None = None, ask: str 
 
 @contextlib.contextmanager
 def recording(folder: Path, **bounds: Any) -> Iterator[Recorder]:
-    made = Recorder(folder, records_bounds(**bounds))
+    made = Recorder(folder, Bounds(**bounds))
     yield made
     made.stop()
-
-
-def records_bounds(**bounds: Any) -> Any:
-    from agrikd.device.recorder import Bounds
-
-    return Bounds(**bounds)
 
 
 def rows_here(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -197,14 +197,19 @@ def _answer(
 ) -> None:
     """Until the other side is gone, or says nothing for `patience_s`."""
     link.settimeout(patience_s)
-    with contextlib.suppress(WireError, OSError), link, link.makefile("rb") as reader, link.makefile("wb") as writer:
+    with contextlib.ExitStack() as held:
+        held.callback(
+            free.release
+        )  # whatever happens: a place that is never given back is one connection less for ever
+        held.enter_context(contextlib.suppress(WireError, OSError))
+        held.enter_context(link)
+        reader, writer = held.enter_context(link.makefile("rb")), held.enter_context(link.makefile("wb"))
         wire = Wire(reader, writer)
         while True:
             said, data = _reply(wire.hear(), verbs)
             wire.say(**said)
             if data is not None:
                 wire.send(data)
-    free.release()
 
 
 def _reply(asked: dict[str, Any], verbs: dict[str, Callable[[Any], Reply]]) -> Reply:
