@@ -42,8 +42,11 @@ def storage_errors(path: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; a clean exit syncs and renames it over `path`, else it goes."""
+def replacing(path: Path, secret: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; a clean exit syncs and renames it over `path`, else it goes.
+
+    secret: for its owner alone, from its first byte on.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
@@ -51,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o600 if secret else 0o666 & ~_umask())
             sync(temporary)
             temporary.replace(path)
         finally:
@@ -99,6 +102,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
+
+
+def write_secret(path: Path, text: str) -> None:
+    """For its owner alone."""
+    with replacing(path, secret=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import yaml
 
-from agrikd import files
+from agrikd import files, records
+from agrikd.access import Access, Visitor
 from agrikd.device.post import Answer, Server
-from agrikd.device.station import LIVE, TOKEN
+from agrikd.device.station import LIVE, RECORDS, TOKEN
 from agrikd.device.store import Store
+from agrikd.door import Door, told
 from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
+from agrikd.web import LOOPBACK
 
 try:
     import streamlit as st
     import uvicorn
     from starlette.concurrency import run_in_threadpool
-    from starlette.requests import HTTPConnection, Request
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route, WebSocketRoute
     from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -40,13 +45,13 @@ except ImportError:
 FIELD = "AGRIKD_FIELD"
 """The folder of the agent, for the pages."""
 PREFIX = "/agrikd"
-_HERE = ("127.0.0.1", "localhost", "[::1]")
 _STREAMLIT = {
     "STREAMLIT_SERVER_HEADLESS": "true",
     "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
     "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
     "STREAMLIT_CLIENT_SHOW_ERROR_DETAILS": "none",
     "STREAMLIT_LOGGER_LEVEL": "warning",
+    "STREAMLIT_SERVER_MAX_UPLOAD_SIZE": "20",
 }
 _ANSWER_S, _MOST_MESSAGE_BYTES = 15.0, 16 * 2**20
 
@@ -61,6 +66,16 @@ class Field:
     def here(cls) -> Field:
         """The one that this process was started for."""
         return cls(Path(os.environ.get(FIELD, "field")))
+
+    @contextlib.contextmanager
+    def records(self) -> Iterator[sqlite3.Connection]:
+        """What the agent has written; raises `InputError` where there is nothing yet."""
+        with contextlib.closing(records.read(self.folder / RECORDS)) as db:
+            yield db
+
+    def picture(self, file: str) -> Path:
+        """Where a kept picture lies, by its name in the records."""
+        return self.folder / RECORDS / file
 
     @property
     def token_file(self) -> Path:
@@ -98,10 +113,21 @@ def pages() -> Path:
     return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "agrikd" / "app"
 
 
+def visitor() -> Visitor:
+    """Who looks at the page that is being made."""
+    return told(st.context.headers)
+
+
 def words(language: str) -> dict[str, str]:
-    """The app's texts in a language."""
+    """The app's texts in a language; code: the language's."""
     found: dict[str, str] = yaml.safe_load(files.read_text(pages() / "words" / f"{language}.yaml"))
-    return found
+    return found | {"code": language}
+
+
+def first_known(wanted: Iterable[str]) -> dict[str, str]:
+    """The texts in the first of these languages that there is; else in English."""
+    known = languages()
+    return words(next((one for one in wanted if one in known), "en"))
 
 
 def languages() -> dict[str, str]:
@@ -115,35 +141,35 @@ def made() -> st.App:
         Route(f"{PREFIX}/frame/{{frame:int}}.jpg", _frame),
         WebSocketRoute(f"{PREFIX}/live", _live),
     ]
-    return st.App(pages() / "main.py", routes=routes)
+    access = Access(Field.here().folder)
+    door = Middleware(Door, access=access, page=files.read_text(pages() / "door.html"), words=first_known)
+    return st.App(pages() / "main.py", routes=routes, middleware=[door])
 
 
-def run(field: Field, port: int) -> None:
-    """Serve this machine until SIGTERM or Ctrl-C."""
+def run(field: Field, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C. cert, key: PEM files, for TLS. Raises `InputError` where others than this machine
+    may come and nobody has a password."""
+    if host not in LOOPBACK and not Access(field.folder).users:
+        mend = f"add one: agrikd access add NAME --role reviewer {field.folder}"
+        raise InputError(Problem(f"--host {host}", "lets other machines in, and nobody has a password", mend))
     os.environ[FIELD] = str(field.folder.resolve())
     os.environ |= _STREAMLIT
     uvicorn.run(
         made(),
-        host="127.0.0.1",
+        host=host,
         port=port,
         log_level="warning",
         access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the door looks at them itself
         timeout_graceful_shutdown=2,
         ws_max_size=2**20 * 64,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
     )
 
 
-def _own_page(link: HTTPConnection) -> bool:
-    """Whether a page of this very server asks; another name for this machine may be a trap of the name's owner."""
-    host = link.headers.get("host", "")
-    origin = link.headers.get("origin")
-    named = host.rpartition(":")[0] or host
-    return named in _HERE and (origin is None or urlsplit(origin).netloc == host)
-
-
 async def _frame(request: Request) -> Response:
-    if not _own_page(request) or request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return Response("this page may not ask", 403)
     path = f"/frame/{request.path_params['frame']}.jpg"
     try:
         answer = await run_in_threadpool(Field.here().call, "GET", path)
@@ -154,9 +180,6 @@ async def _frame(request: Request) -> Response:
 
 async def _live(viewer: WebSocket) -> None:
     """From the agent to a viewer, who asks for each frame himself."""
-    if not _own_page(viewer):
-        await viewer.close(1008)
-        return
     field = Field.here()
     await viewer.accept()
     try:

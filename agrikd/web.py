@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hmac
-import os
 import resource
 import secrets
-import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,6 +30,7 @@ REFUSALS = {
     413: "the body is too large",
     503: "who should answer does not",
 }
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CONNECTIONS, _KEEP_ALIVE_S, _GRACE_S, _WS_BYTES = 2000, 75, 2, 64 * 1024
 
 
@@ -138,17 +137,21 @@ def token(path: Path) -> str:
     with files.storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or not path.stat().st_size:  # empty: the power went while it was made
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
-            with os.fdopen(handle, "w") as out:
-                out.write(secrets.token_urlsafe(32) + "\n")
-            files.sync(Path(name))
-            Path(name).replace(path)
-            files.sync(path.parent)
+            files.write_secret(path, secrets.token_urlsafe(32) + "\n")
             console.say(f"{path}: a new token, for who may come in")
     found = files.read_text(path).strip()
     if len(found) < 16:
         raise InputError(Problem(str(path), "holds no token of 16 characters or more", "remove it: a new one is made"))
     return found
+
+
+def require_tls(host: str, cert: Path | None, key: Path | None) -> None:
+    """Raises `InputError` for half of a pair; says so where others may come and the link is open."""
+    if (cert is None) != (key is None):
+        raise InputError(Problem("--cert and --key", "belong together", "name both, or neither"))
+    if host not in LOOPBACK and cert is None:
+        console.say(f"{host}: whoever is on the way reads what is secret, and the pictures. Put a")
+        console.say("reverse proxy with TLS before it, or name --cert and --key.")
 
 
 def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:

@@ -44,6 +44,8 @@ FLOORS: dict[str, float] = {
     "hub_tables": 4,
     "serve": 6,
     "site": 7,
+    "door": 4,
+    "access": 3,
     "flash": 4,
     "wire": 2,
     "command": 2.5,

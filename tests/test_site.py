@@ -20,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from agrikd import site
+from agrikd import door, site
 from agrikd.errors import AgriKDError
 
 PAGES = site.pages()
@@ -66,9 +66,19 @@ def test_all_languages_say_the_same_things() -> None:
 
 
 def test_every_text_that_is_asked_for_is_there_and_no_other() -> None:
-    code = "".join(path.read_text() for path in (*PAGES.rglob("*.py"), *PAGES.glob("*.js")))
-    asked = set(re.findall(r"""["'](live\.\w+)["']""", code)) - {"live.html", "live.css", "live.js"}
-    assert asked == site.words("en").keys() - {"language"} and len(asked) >= 25
+    code = "".join(path.read_text() for path in (*PAGES.rglob("*.py"), *PAGES.glob("*.js"), Path(door.__file__)))
+    page = {f"access.{name}" for name in re.findall(r"{(\w+)}", (PAGES / "door.html").read_text())}
+    known = site.words("en").keys() - {"language", "code"}
+    asked = set(re.findall(r"""["'](\w+\.\w+)["']""", code)) | (page & known)
+    titles = {f"{name}.title" for name in re.findall(r'^    "(\w+)": "', (PAGES / "main.py").read_text(), re.M)}
+    assert (
+        known - asked <= titles <= known and {one for one in asked if one.partition(".")[0] in _PARTS} <= known | _FILES
+    )
+    assert len(titles) == 6 and len(asked & known) >= 40
+
+
+_PARTS = {path.stem for path in (PAGES / "app_pages").glob("*.py")} | {"access"}
+_FILES = {path.name for path in PAGES.glob("live.*")}
 
 
 def test_the_stream_is_for_pages_of_this_server_alone(app: int) -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from getpass import getpass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from agrikd import console
+from agrikd.cli._options import AsJson, show
+from agrikd.errors import InputError, Problem
+
+Folder = Annotated[Path, typer.Argument(help="The agent's folder.")]
+Role = Literal["viewer", "reviewer"]
 
 
 def register(app: typer.Typer) -> None:
     """Add these verbs."""
     app.command("agent")(agent)
     app.command("app")(show_app)
+    group = typer.Typer(no_args_is_help=True, help="Who may look at the app from another machine.")
+    group.command("add")(access_add)
+    group.command("remove")(access_remove)
+    group.command("list")(access_list)
+    app.add_typer(group, name="access")
 
 
 def agent(
@@ -48,13 +62,64 @@ def agent(
 
 
 def show_app(
-    folder: Annotated[Path, typer.Argument(help="The agent's folder.")] = Path("field"),
-    port: Annotated[int, typer.Option(help="Of the app on this machine.")] = 8501,
+    folder: Folder = Path("field"),
+    port: Annotated[int, typer.Option(help="Of the app.")] = 8501,
+    host: Annotated[str, typer.Option(help="The address to listen at; others than this machine need a password.")] = (
+        "127.0.0.1"
+    ),
+    cert: Annotated[Path | None, typer.Option(help="A certificate (PEM), for TLS without a proxy.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
 ) -> None:
-    """Show what the agent of a folder sees, in a browser on this machine.
+    """Show what the agent of a folder sees, in a browser.
 
     Example: agrikd app field
     """
-    from agrikd import site
+    from agrikd import site, web
 
-    site.run(site.Field(folder), port)
+    web.require_tls(host, cert, key)
+    site.run(site.Field(folder), host, port, cert, key)
+
+
+def access_add(
+    name: Annotated[str, typer.Argument(help="Who.", show_default=False)],
+    folder: Folder = Path("field"),
+    role: Annotated[Role, typer.Option(help="A viewer looks; a reviewer also labels and rolls back.")] = "viewer",
+) -> None:
+    """Let somebody into the app from another machine, or change his password and role.
+
+    The password is asked for, or read from stdin where that is no terminal.
+
+    Example: agrikd access add Ana --role reviewer
+    """
+    from agrikd.access import Access
+
+    held, typed = Access(folder), sys.stdin.isatty()
+    password = getpass(f"A password for {name}: ") if typed else sys.stdin.readline().rstrip("\n")
+    if typed and getpass("Once more: ") != password:
+        raise InputError(Problem("the second password", "is another one", "type the same twice"))
+    held.put(name, password, role)
+    console.say(f"{name} may come in, as a {role}")
+
+
+def access_remove(
+    name: Annotated[str, typer.Argument(help="Who.", show_default=False)], folder: Folder = Path("field")
+) -> None:
+    """Let somebody in no more, from this moment on.
+
+    Example: agrikd access remove Ana
+    """
+    from agrikd.access import Access
+
+    Access(folder).remove(name)
+    console.say(f"{name} may not come in any more")
+
+
+def access_list(folder: Folder = Path("field"), as_json: AsJson = False) -> None:
+    """Say who may come in from another machine.
+
+    Example: agrikd access list
+    """
+    from agrikd.access import Access
+
+    roles = {name: one["role"] for name, one in sorted(Access(folder).users.items())}
+    show(as_json, roles, f"the app of {folder}", ("name", "role"), list(roles.items()))

@@ -10,7 +10,6 @@ import typer
 
 from agrikd import console
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _TOKEN = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "agrikd" / "serve.token"
 
 
@@ -49,13 +48,7 @@ def serve(
 
     if teacher is None and hub is None:
         raise InputError(Problem("agrikd serve", "has nothing to serve", "name --teacher, --hub or both"))
-    if (cert is None) != (key is None):
-        raise InputError(Problem("--cert and --key", "belong together", "name both, or neither"))
-    if host not in _LOOPBACK and cert is None:
-        console.say(
-            f"{host}: whoever is on the way reads the token and the pictures. Put a reverse proxy with TLS before"
-        )
-        console.say("it, or name --cert and --key.")
+    web.require_tls(host, cert, key)
     token = web.token(token_file)
     made = serving.app(
         serving.Teacher.open(teacher) if teacher else None, Hub.open(hub, pictures) if hub else None, token

@@ -63,8 +63,9 @@ data = {
     "socket": f"{site.PREFIX}/live?camera={camera}",
     "frames": f"{site.PREFIX}/frame/",
     "labels": labels,
-    "may_label": True,
+    "may_label": st.session_state.visitor.reviews,
     "words": {key: text for key, text in words.items() if key.startswith("live.")},
 }
-if (frozen := view(data=data, key=f"live-{camera}", on_frozen_change=lambda: None).frozen) is not None:
+frozen = view(data=data, key=f"live-{camera}", on_frozen_change=lambda: None).frozen
+if frozen is not None and st.session_state.visitor.reviews:
     judge(frozen["frame"], frozen["classes"] or [], labels)

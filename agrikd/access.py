@@ -1,0 +1,150 @@
+"""Who may look at the app, and who may also label and roll back: names and roles in a file of the agent's folder, with
+passwords by argon2id (RFC 9106, its second recommended choice, which argon2-cffi's defaults are), and signed cookies,
+each of which ends with its time, with the password it was made for, and with the name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from agrikd import files
+from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
+
+try:
+    import argon2
+    from itsdangerous import BadData, URLSafeTimedSerializer
+except ImportError:
+    raise MissingExtraError("argon2-cffi", "app") from None
+
+Role = Literal["viewer", "reviewer"]
+USERS, KEY = "access.json", "access.key"
+LONGEST_S = 12 * 3600
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 200
+_TRIES, _WITHIN_S, _ADDRESSES = 5, 60.0, 10_000
+_AT_ONCE = 2
+"""Passwords that are checked at the same time; each takes 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks. name: empty for whoever sits at this machine."""
+
+    name: str = ""
+    role: Role = "viewer"
+
+    @property
+    def reviews(self) -> bool:
+        """Whether he may label, ask the teacher and roll back."""
+        return self.role == "reviewer"
+
+
+class Access:
+    """The names of an agent's folder. Raises `InputError` for a file that is none of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._hasher = argon2.PasswordHasher()
+        self._tries: dict[str, deque[float]] = defaultdict(deque)
+        self._lock, self._checking = threading.Lock(), threading.BoundedSemaphore(_AT_ONCE)
+        self._seen: tuple[int, dict[str, dict[str, str]]] = (0, {})
+
+    @property
+    def users(self) -> dict[str, dict[str, str]]:
+        """Name to its role and hash, as the file stands now."""
+        path = self._folder / USERS
+        if not path.exists():
+            return {}
+        changed = path.stat().st_mtime_ns
+        if self._seen[0] != changed:
+            self._seen = changed, _users(files.read_json(path), path)
+        return self._seen[1]
+
+    def put(self, name: str, password: str, role: Role) -> None:
+        """Add a name, or change its password and role."""
+        wrong = []
+        if not name.strip() or len(name) > 100 or not name.isprintable():
+            wrong.append(Problem("the name", "must have 1 to 100 characters that can be printed"))
+        if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+            wrong.append(Problem("the password", f"must have {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"))
+        if wrong:
+            raise InputError(wrong)
+        self._write({**self.users, name: {"role": role, "hash": self._hasher.hash(password)}})
+
+    def remove(self, name: str) -> None:
+        """Raises `InputError` where there is no such name."""
+        left = dict(self.users)
+        if left.pop(name, None) is None:
+            known = ", ".join(left) or "none"
+            raise InputError(Problem(name, "is no name here", f"there are: {known}"))
+        self._write(left)
+
+    def _write(self, users: dict[str, dict[str, str]]) -> None:
+        files.write_secret(self._folder / USERS, json.dumps(users, indent=1, ensure_ascii=False) + "\n")
+
+    # Coming in
+
+    def patience_s(self, address: str) -> float:
+        """How long an address waits until it may try again; 0 is at once."""
+        with self._lock:
+            tries = self._tries.get(address) or deque()
+            while tries and tries[0] < time.monotonic() - _WITHIN_S:
+                tries.popleft()
+            return tries[0] + _WITHIN_S - time.monotonic() if len(tries) >= _TRIES else 0.0
+
+    def check(self, name: str, password: str, address: str) -> bool:
+        """Whether it is the name's password. A name that is not there takes as long as one that is."""
+        with self._lock:
+            if len(self._tries) >= _ADDRESSES:
+                self._tries.clear()
+            self._tries[address].append(time.monotonic())
+        held = self.users.get(name, {}).get("hash", self._nobody)
+        try:
+            with self._checking:
+                self._hasher.verify(held, password[: LONGEST_PASSWORD + 1])
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
+        with self._lock:
+            self._tries.pop(address, None)
+        return held is not self._nobody
+
+    @cached_property
+    def _nobody(self) -> str:
+        return self._hasher.hash(secrets.token_hex(16))
+
+    def cookie(self, name: str) -> str:
+        """What shows for `LONGEST_S` that `name` came in."""
+        return self._signer(self.users[name]["hash"]).dumps(name)
+
+    def visitor(self, cookie: str) -> Visitor | None:
+        """Whose cookie it is; None for one that is forged, too old, or of a password that was changed."""
+        try:
+            _, name = URLSafeTimedSerializer("").loads_unsafe(cookie)
+            held = self.users[str(name)]
+            self._signer(held["hash"]).loads(cookie, max_age=LONGEST_S)
+        except (BadData, KeyError, AgriKDError):
+            return None
+        return Visitor(str(name), "reviewer" if held["role"] == "reviewer" else "viewer")
+
+    def _signer(self, hashed: str) -> URLSafeTimedSerializer:
+        """A signature that ends with the password."""
+        path = self._folder / KEY
+        if not path.exists():
+            files.write_secret(path, secrets.token_hex(32) + "\n")
+        return URLSafeTimedSerializer([files.read_text(path).strip() + hashed], salt="agrikd")
+
+
+def _users(said: Any, path: Path) -> dict[str, dict[str, str]]:
+    good = isinstance(said, dict) and all(
+        isinstance(one, dict) and isinstance(one.get("hash"), str) and one.get("role") in get_args(Role)
+        for one in said.values()
+    )
+    if not good:
+        raise InputError(Problem(str(path), "is no list of names", "remove it, and add the names: agrikd access add"))
+    return dict(said)

@@ -1,0 +1,153 @@
+"""The door of the app: everything passes it, pages, streams and what Streamlit itself serves.
+
+Whoever sits at this machine is let in. Anyone else shows a password once, and a signed cookie after that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from html import escape
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from agrikd.access import LONGEST_S, Access, Visitor
+from agrikd.errors import MissingExtraError
+
+try:
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import HTTPConnection, Request
+    from starlette.responses import HTMLResponse, RedirectResponse, Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.websockets import WebSocketClose
+except ImportError:
+    raise MissingExtraError("streamlit", "app") from None
+
+LOGIN, LOGOUT = "/agrikd/login", "/agrikd/logout"
+TOLD = "x-agrikd-visitor"
+"""The header by which a page is told who is there; what a browser sends under this name is taken out."""
+_COOKIE = "agrikd"
+_HERE = ("127.0.0.1", "localhost", "[::1]")
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+_FORM_BYTES = 4096
+
+
+def told(headers: Any) -> Visitor:
+    """Who is there, for a page, from its headers; who did not come through the door is a viewer."""
+    return Visitor(**json.loads(headers.get(TOLD) or "{}"))
+
+
+class Door:
+    """Before everything that the app serves. words: the texts of its page in the first language that is known."""
+
+    def __init__(self, inner: ASGIApp, access: Access, page: str, words: Callable[[Iterable[str]], Any]) -> None:
+        self._inner, self._access, self._page, self._words = inner, access, page, words
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self._inner
+        if scope["type"] != "lifespan":
+            answer, scope = await self._led(scope, receive)
+        await answer(scope, receive, send)
+
+    async def _led(self, scope: Scope, receive: Receive) -> tuple[ASGIApp, Scope]:
+        """Who answers, and to what."""
+        link = HTTPConnection(scope)
+        if link.url.path == LOGIN and scope["type"] == "http":
+            return await self._come_in(Request(scope, receive)), scope
+        if link.url.path == LOGOUT and scope["type"] == "http":
+            gone = RedirectResponse(LOGIN, 303)
+            gone.delete_cookie(_COOKIE)
+            return gone, scope
+        visitor = self.visitor(link)
+        if visitor is None or not _own_page(link):
+            return _refusal(link, visitor), scope
+        words = json.dumps({"name": visitor.name, "role": visitor.role}).encode()
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != TOLD.encode()]
+        return self._inner, {**scope, "headers": [*headers, (TOLD.encode(), words)]}
+
+    def visitor(self, link: HTTPConnection) -> Visitor | None:
+        """Who asks; None for a stranger."""
+        if cookie := _cookie(link):
+            return self._access.visitor(cookie)
+        return Visitor("", "reviewer") if _at_this_machine(link) else None
+
+    async def _come_in(self, request: Request) -> Response:
+        words = self._words(_languages(request.headers.get("accept-language", "")))
+        if request.method != "POST":
+            return self._form(words, "", 200)
+        if not _own_page(request):
+            return Response("you may not", 403)
+        address = request.client.host if request.client else ""
+        if (wait := self._access.patience_s(address)) > 0:
+            said = words["access.wait"].format(seconds=int(wait) + 1)
+            return self._form(words, said, 429, {"Retry-After": str(int(wait) + 1)})
+        form = parse_qs(await _body(request), max_num_fields=4)
+        name, password = (form.get(key, [""])[0] for key in ("name", "password"))
+        if not await run_in_threadpool(self._access.check, name, password, address):
+            return self._form(words, words["access.wrong"], 401)
+        answer = RedirectResponse("/", 303)
+        safe = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+        cookie = self._access.cookie(name)
+        answer.set_cookie(_COOKIE, cookie, LONGEST_S, httponly=True, samesite="strict", secure=safe)
+        return answer
+
+    def _form(self, words: Any, said: str, status: int, headers: dict[str, str] | None = None) -> Response:
+        texts = {key.partition(".")[2]: text for key, text in words.items() if key.startswith("access.")}
+        page = self._page
+        for name, text in {**texts, "lang": words["code"], "said": said, "address": LOGIN}.items():
+            page = page.replace(f"{{{name}}}", escape(text))
+        policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+        held = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+        return HTMLResponse(page, status, held | (headers or {}))
+
+
+def _refusal(link: HTTPConnection, visitor: Visitor | None) -> ASGIApp:
+    if link.scope["type"] == "websocket":
+        return WebSocketClose(1008)  # before it is accepted: the answer is 403
+    page = visitor is None and link.scope["method"] == "GET" and "text/html" in link.headers.get("accept", "")
+    return RedirectResponse(LOGIN, 303) if page else Response("you may not", 403 if visitor else 401)
+
+
+def _cookie(link: HTTPConnection) -> str:
+    try:
+        found = SimpleCookie(link.headers.get("cookie", "")).get(_COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+def _at_this_machine(link: HTTPConnection) -> bool:
+    """By its address and by the name it asks for: another name may be a trap of its owner, and who comes through a
+    proxy is not here."""
+    host = link.headers.get("host", "")
+    named = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    here = link.client is not None and link.client.host in ("127.0.0.1", "::1")
+    return here and named in _HERE and not any(name in link.headers for name in _FORWARDED)
+
+
+def _own_page(link: HTTPConnection) -> bool:
+    """Whether no other site's page asks: a browser says so."""
+    origin, host = link.headers.get("origin"), link.headers.get("host", "")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return False
+    return link.headers.get("sec-fetch-site", "none") in ("none", "same-origin") or _navigates(link)
+
+
+def _navigates(link: HTTPConnection) -> bool:
+    """A link on another site that leads here, which shows nothing to that site."""
+    return link.scope.get("method") == "GET" and link.headers.get("sec-fetch-mode") == "navigate"
+
+
+def _languages(header: str) -> list[str]:
+    """Of Accept-Language, as it orders them."""
+    return [one.partition(";")[0].partition("-")[0].strip().lower() for one in header.split(",")]
+
+
+async def _body(request: Request) -> str:
+    parts = b""
+    async for part in request.stream():
+        parts += part
+        if len(parts) > _FORM_BYTES:
+            return ""
+    return parts.decode(errors="replace")

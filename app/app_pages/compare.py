@@ -1,0 +1,4 @@
+import streamlit as st
+
+words = st.session_state.words
+st.title(words["compare.title"])
