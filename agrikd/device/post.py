@@ -26,9 +26,9 @@ T = TypeVar("T")
 PIECE_BYTES = 16 * 2**10
 LONGEST_WAIT_S = 60.0
 _SILENCE_S = 20.0
-_IDLE_S = 1.0
-"""A server closes a connection that has been idle; one that is lost in the midst of work was cut, and what was on it is
-not worth sending again at the same size."""
+_LITTLE_BYTES = 4096
+"""What is sent again at once where a connection ends under it. More is for the sender to think over: perhaps the link
+takes no piece of that size."""
 _MOST_ANSWER_BYTES = 4 * 2**20
 _WORTH_PACKING_BYTES = 512
 
@@ -158,7 +158,6 @@ class Server:
         self._tls = ssl.create_default_context(cafile=ca or None) if safe else None
         self._bucket = Bucket(bytes_per_s)
         self._link: _Link | None = None
-        self._used_at = 0.0
         self._packs = packs
 
     def call(self, method: str, path: str, body: bytes | dict[str, Any] = b"", answer_s: float = _SILENCE_S) -> Answer:
@@ -170,12 +169,12 @@ class Server:
             head["Content-Type"] = "application/json"
             if self._packs and len(data) > _WORTH_PACKING_BYTES:
                 data, head["Content-Encoding"] = gzip.compress(data, 6), "gzip"
-        idle = self._link is not None and time.monotonic() - self._used_at > _IDLE_S
+        again = self._link is not None and len(data) <= _LITTLE_BYTES
         try:
             return self._call(method, self._below + path, data, head, answer_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            if idle and isinstance(error, ConnectionError):  # the server closed it while the question was on its way
+            if again and isinstance(error, ConnectionError):  # the server closed it while the question was on its way
                 return self.call(method, path, body, answer_s)
             raise AwayError(f"{self.name} does not answer ({str(error) or type(error).__name__})") from None
 
@@ -197,7 +196,6 @@ class Server:
             self.close()
         else:
             link.sock.settimeout(_SILENCE_S)
-        self._used_at = time.monotonic()
         return Answer(said.status, b"".join(parts), float(wait) if wait.isdecimal() else 0.0)
 
     def close(self) -> None:
