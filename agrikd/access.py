@@ -44,6 +44,13 @@ class Visitor:
         """Whether he may label, ask the teacher and roll back."""
         return self.role == "reviewer"
 
+    def require_review(self) -> None:
+        """Raises `InputError` for whoever may only look."""
+        if not self.reviews:
+            raise InputError(
+                Problem(self.name or "this visitor", "may look, but not change anything", "ask a reviewer")
+            )
+
 
 class Access:
     """The names of an agent's folder. Raises `InputError` for a file that is none of its own."""

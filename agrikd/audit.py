@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from agrikd.intervals import Interval, wilson
-from agrikd.records import NOT_A_PLANT, UNSURE
+from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, verdicts
 
 How = Literal["people", "people and teacher", "teacher"]
 _FEWEST = 20
@@ -45,20 +45,24 @@ class Estimate(NamedTuple):
 
 
 def judged(db: sqlite3.Connection, model: str = "") -> list[Judged]:
-    """The audit's frames in their order, of one student or of the one that answered last; a person's last word counts,
-    "unsure" is none."""
+    """The audit's frames in their order, of one student or of the one that answered last.
+
+    A person's last word counts, "unsure" is none; and so is what he said of the live picture, which he stopped because
+    of what he saw in it: the labelled frames would be no random part of the audit any more.
+    """
     model = model or _last_student(db)
     classes = {name: json.loads(spec)["classes"] for name, spec in db.execute("SELECT name, spec FROM models")}
+    words = {f: one.label for f, one in verdicts(db).items() if one.label != UNSURE and one.source != LIVE}
     rows = db.execute(
-        "SELECT own.top, own.unknown, other.model, other.top, other.unknown,"
-        " (SELECT label FROM labels WHERE labels.frame = frames.id AND label != ? ORDER BY labels.id DESC LIMIT 1)"
+        "SELECT frames.id, own.top, own.unknown, other.model, other.top, other.unknown"
         " FROM frames JOIN predictions AS own ON own.frame = frames.id AND own.model = ?"
         " LEFT JOIN predictions AS other ON other.frame = frames.id AND other.role = 'teacher'"
         " WHERE frames.audit IS NOT NULL GROUP BY frames.id ORDER BY frames.id",
-        (UNSURE, model),
+        (model,),
     )
     found = []
-    for top, unknown, teacher, its_top, its_unknown, label in rows if model in classes else ():
+    for frame, top, unknown, teacher, its_top, its_unknown in rows if model in classes else ():
+        label = words.get(frame)
         said = NOT_A_PLANT if unknown else classes[model][top]
         other = None if teacher not in classes else NOT_A_PLANT if its_unknown else classes[teacher][its_top]
         right, agrees = None if label is None else label == said, None if other is None else other == said

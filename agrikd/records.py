@@ -27,6 +27,10 @@ TABLES = ("models", "frames", "predictions", "pictures", "labels", "events")
 """What a hub is told of, in this order: what a row speaks of comes before it."""
 UNSURE, NOT_A_PLANT = "unsure", "not_a_plant"
 """Labels beside the classes: whoever looked cannot tell, or saw no plant that the model should know."""
+WITHDRAWN = "withdrawn"
+"""No label: it takes the last one of its frame back."""
+LIVE, REVIEW = "live", "review"
+"""How a frame came before whoever labelled it: he stopped the live picture, or the queue showed it."""
 Role = Literal["student", "teacher"]
 _MOST = 1e15
 MOST_TEXT = 10_000
@@ -148,7 +152,7 @@ class Opinion:
 @dataclass(frozen=True)
 class Label:
     """What somebody says a frame shows: a class, `UNSURE` or `NOT_A_PLANT`. key: the same for the same click, however
-    often it is sent. source: how the frame came before him, as "live" or "review"."""
+    often it is sent. source: `LIVE` or `REVIEW`."""
 
     key: str
     frame: int
@@ -336,6 +340,24 @@ def fold(db: sqlite3.Connection, count: int) -> int:
 
 
 # Reading
+
+
+def verdicts(db: sqlite3.Connection) -> dict[int, Label]:
+    """What people say of each frame that they looked at: the last word that was not taken back, and "unsure" only where
+    it is all that was said."""
+    said: dict[int, list[Label]] = {}
+    for row in db.execute("SELECT key, frame, label, who, t, source, note FROM labels ORDER BY id"):
+        label = Label(*row)
+        stack = said.setdefault(label.frame, [])
+        if label.label != WITHDRAWN:
+            stack.append(label)
+        elif stack:
+            stack.pop()
+    return {frame: _last_word(stack) for frame, stack in said.items() if stack}
+
+
+def _last_word(said: list[Label]) -> Label:
+    return next((one for one in reversed(said) if one.label != UNSURE), said[-1])
 
 
 def beyond(db: sqlite3.Connection, table: str, after: int, count: int) -> list[dict[str, Any]]:

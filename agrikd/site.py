@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sqlite3
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,22 +39,50 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route, WebSocketRoute
     from starlette.websockets import WebSocket, WebSocketDisconnect
+    from streamlit import config
     from websockets.asyncio.client import connect
     from websockets.exceptions import WebSocketException
 except ImportError:
     raise MissingExtraError("streamlit", "app") from None
 
 FIELD = "AGRIKD_FIELD"
-"""The folder of the agent, for the pages."""
+RUNS = "AGRIKD_RUNS"
+"""For the pages: the folder of the agent, and that of the Runs."""
 PREFIX = "/agrikd"
-_STREAMLIT = {
-    "STREAMLIT_SERVER_HEADLESS": "true",
-    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-    "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
-    "STREAMLIT_CLIENT_SHOW_ERROR_DETAILS": "none",
-    "STREAMLIT_LOGGER_LEVEL": "warning",
-    "STREAMLIT_SERVER_MAX_UPLOAD_SIZE": "20",
+_LIGHT = {
+    "primaryColor": "#14532d",
+    "backgroundColor": "#ffffff",
+    "secondaryBackgroundColor": "#eef2ee",
+    "textColor": "#101410",
+    "linkColor": "#0b4a8f",
+    "borderColor": "#707870",
 }
+_DARK = {
+    "primaryColor": "#8ce3a1",
+    "backgroundColor": "#0b0f0c",
+    "secondaryBackgroundColor": "#1c241e",
+    "textColor": "#f4f7f4",
+    "linkColor": "#9ecbff",
+    "borderColor": "#8b958d",
+}
+"""To be read in sunlight and at night: text has a contrast of 7:1 and more on both of its backgrounds."""
+_STREAMLIT: dict[str, object] = {
+    "server.headless": True,
+    "server.maxUploadSize": 20,
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "logger.level": "warning",
+    "theme.light.primaryColor": "#14532d",
+    "theme.light.backgroundColor": "#ffffff",
+    "theme.light.secondaryBackgroundColor": "#eef3ef",
+    "theme.light.textColor": "#0b1a12",
+    "theme.dark.primaryColor": "#86efac",
+    "theme.dark.backgroundColor": "#0b120e",
+    "theme.dark.secondaryBackgroundColor": "#18241d",
+    "theme.dark.textColor": "#f2f7f3",
+}
+"""Colours with 7:1 and more between text and ground (WCAG 2.2, 1.4.6): a screen in the sun."""
 _ANSWER_S, _MOST_MESSAGE_BYTES = 15.0, 16 * 2**20
 
 
@@ -98,6 +128,17 @@ class Field:
             raise answer.away()
         return answer
 
+    def label(self, visitor: Visitor, frame: int, label: str, source: str, who: str = "", note: str = "") -> None:
+        """Record what somebody says of a frame, under the name he came in by, else under the one he gives."""
+        visitor.require_review()
+        said = {"frame": frame, "label": label, "who": visitor.name or who, "source": source, "note": note}
+        self.call("POST", "/label", {"key": uuid.uuid4().hex, **said})
+
+    def ask_teacher(self, visitor: Visitor, frame: int) -> None:
+        """Have the teacher asked about a frame; its answer comes with the stream."""
+        visitor.require_review()
+        self.call("POST", f"/ask-teacher/{frame}")
+
     def labels(self, model: str, language: str) -> dict[str, str]:
         """How the classes of a release are called in a language; none where it does not say."""
         with contextlib.suppress(AgriKDError, OSError):
@@ -111,6 +152,11 @@ def pages() -> Path:
     """The folder of the app's pages: beside the package in a checkout, else where it was installed to."""
     checkout = Path(__file__).resolve().parents[1] / "app"
     return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "agrikd" / "app"
+
+
+def literal(text: object) -> str:
+    """A text for where Streamlit reads Markdown, as in labels and messages: it looks as it was written."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text)).replace("\n", "  \n")
 
 
 def visitor() -> Visitor:
@@ -146,14 +192,20 @@ def made() -> st.App:
     return st.App(pages() / "main.py", routes=routes, middleware=[door])
 
 
-def run(field: Field, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C. cert, key: PEM files, for TLS. Raises `InputError` where others than this machine
-    may come and nobody has a password."""
+def run(
+    field: Field, host: str, port: int, runs: Path | None = None, tls: tuple[Path | None, Path | None] = (None, None)
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. runs: the folder of Runs that it shows. tls: a certificate and its key, PEM files.
+
+    Raises `InputError` where others than this machine may come and nobody has a password.
+    """
     if host not in LOOPBACK and not Access(field.folder).users:
         mend = f"add one: agrikd access add NAME --role reviewer {field.folder}"
         raise InputError(Problem(f"--host {host}", "lets other machines in, and nobody has a password", mend))
     os.environ[FIELD] = str(field.folder.resolve())
-    os.environ |= _STREAMLIT
+    if runs:
+        os.environ[RUNS] = str(runs.resolve())
+    config.get_config_options(True, _STREAMLIT)  # in the environment, its own command alone would see them
     uvicorn.run(
         made(),
         host=host,
@@ -164,8 +216,8 @@ def run(field: Field, host: str, port: int, cert: Path | None = None, key: Path 
         proxy_headers=False,  # the door looks at them itself
         timeout_graceful_shutdown=2,
         ws_max_size=2**20 * 64,
-        ssl_certfile=cert,
-        ssl_keyfile=key,
+        ssl_certfile=tls[0],
+        ssl_keyfile=tls[1],
     )
 
 

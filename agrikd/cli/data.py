@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     group.command()(check)
     group.command("show")(show_photos)
     group.command()(split)
+    group.command("from-field")(from_field)
     app.add_typer(group, name="data")
 
 
@@ -190,3 +191,27 @@ def show_photos(
         console.say(f"· {broken} photos cannot be read: agrikd data check {data}")
     show(as_json, shown.to_json(), f"{shown.contents.photos} photos", shown.columns, shown.rows)
     console.say(f"look: {shown.page}")
+
+
+def from_field(
+    folder: Annotated[Path, typer.Argument(help="The agent's folder.")] = Path("field"),
+    out: Annotated[Path, typer.Option(help="A new folder for the photos and their manifest.")] = Path("from-field"),
+    as_json: AsJson = False,
+) -> None:
+    """Make next season's photos of what people labelled: copies, a manifest, and a table of who said what.
+
+    Frames of one capture session stay in one split.
+
+    Example: agrikd data from-field field --out season-2027
+    """
+    import contextlib
+
+    from agrikd import records, review
+    from agrikd.device.station import RECORDS
+
+    kept = folder / RECORDS
+    with contextlib.closing(records.read(kept)) as db:
+        made = review.export(db, kept, out)
+    for sentence in made.assumptions:
+        console.say(f"· {sentence}")
+    show(as_json, made.to_json(), str(made.manifest), ("label", "train", "val", "test"), made.counts)

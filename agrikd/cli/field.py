@@ -63,6 +63,7 @@ def agent(
 
 def show_app(
     folder: Folder = Path("field"),
+    runs: Annotated[Path | None, typer.Option(help="The folder of Runs to show (default: runs beside FOLDER).")] = None,
     port: Annotated[int, typer.Option(help="Of the app.")] = 8501,
     host: Annotated[str, typer.Option(help="The address to listen at; others than this machine need a password.")] = (
         "127.0.0.1"
@@ -77,7 +78,7 @@ def show_app(
     from agrikd import site, web
 
     web.require_tls(host, cert, key)
-    site.run(site.Field(folder), host, port, cert, key)
+    site.run(site.Field(folder), host, port, runs, (cert, key))
 
 
 def access_add(

@@ -174,6 +174,8 @@ def device_report(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Where it works; an earlier demo there is gone on with.")] = Path("demo"),
+    serve: Annotated[bool, typer.Option("--serve", help="Then show it at work: camera, teacher and app.")] = False,
+    port: Annotated[int, typer.Option(help="Of the app that --serve opens.")] = 8501,
     as_json: AsJson = False,
 ) -> None:
     """The whole journey on drawn leaves: init, teacher, student alone and distilled, report, export, predict.
@@ -185,3 +187,7 @@ def demo(
     made = run_demo(out)
     show(as_json, made.to_json(), made.title, made.columns, made.rows)
     console.say(f"{made.note}\nreport: {made.path}".strip())
+    if serve:
+        from agrikd.demo_live import serve_demo
+
+        serve_demo(out, port)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from agrikd import console, records
 from agrikd.errors import AgriKDError
-from agrikd.records import NOT_A_PLANT, UNSURE, Label, Opinion
+from agrikd.records import NOT_A_PLANT, UNSURE, WITHDRAWN, Label, Opinion
 from agrikd.types import ModelSpec
 from agrikd.wire import Wire, WireError
 
@@ -86,11 +86,11 @@ class Desk:
         return {"done": self._recorder.label(label)}, None
 
     def _classes(self) -> tuple[str, ...]:
-        """What a label may be: a class of a model that was here, or one of the two that are none."""
+        """What a label may be: a class of a model that was here, or one of those that are none."""
         with contextlib.closing(records.read(self._recorder.folder)) as db:
             specs = [json.loads(row["spec"]) for row in db.execute("SELECT spec FROM models")]
         names = dict.fromkeys(name for spec in specs for name in spec["classes"])
-        return (*names, UNSURE, NOT_A_PLANT)
+        return (*names, UNSURE, NOT_A_PLANT, WITHDRAWN)
 
     def _ask(self, asked: dict[str, Any]) -> Reply:
         frame = int(asked["frame"])

@@ -1,22 +1,17 @@
 """Live: a camera, what the model says of it, and what the teacher says of the last frame that it was asked about."""
 
-import uuid
 from pathlib import Path
 
 import streamlit as st
 
 from agrikd import site
 from agrikd.errors import AgriKDError
-from agrikd.records import NOT_A_PLANT, UNSURE
+from agrikd.records import LIVE, NOT_A_PLANT, UNSURE
+from agrikd.site import literal
 
 PARTS = {kind: (Path(site.pages()) / f"live.{kind}").read_text() for kind in ("html", "css", "js")}
 view = st.components.v2.component("agrikd_live", **PARTS)
-words, field = st.session_state.words, site.Field.here()
-
-
-def save(frame: int, label: str, who: str, note: str) -> None:
-    body = {"key": uuid.uuid4().hex, "frame": frame, "label": label, "who": who, "note": note}
-    field.call("POST", "/label", body)
+words, field, visitor = st.session_state.words, site.Field.here(), st.session_state.visitor
 
 
 @st.dialog(words["live.form"])
@@ -24,26 +19,30 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
     try:
         st.image(field.call("GET", f"/frame/{frame}.jpg").body, width=320)
     except AgriKDError as error:
-        st.warning(str(error))
+        st.warning(literal(error))
     named = {**{name: labels.get(name, name) for name in classes}}
     named |= {UNSURE: words["live.form_unsure"], NOT_A_PLANT: words["live.form_not_a_plant"]}
     with st.form("label", border=False):
-        label = st.radio(words["live.form"], list(named), format_func=named.__getitem__, label_visibility="collapsed")
-        who = st.text_input(words["live.form_who"], value=st.session_state.get("who", ""), max_chars=100)
+        label = st.radio(
+            words["live.form"], list(named), format_func=lambda name: literal(named[name]), label_visibility="collapsed"
+        )
+        who = visitor.name or st.text_input(
+            words["live.form_who"], value=st.session_state.get("who", ""), max_chars=100
+        )
         note = st.text_input(words["live.form_note"], max_chars=2000)
         done = st.form_submit_button(words["live.form_save"], type="primary")
     if st.button(words["live.ask"]):
         try:
-            field.call("POST", f"/ask-teacher/{frame}")
+            field.ask_teacher(visitor, frame)
             st.info(words["live.asked"])
         except AgriKDError as error:
-            st.error(str(error))
+            st.error(literal(error))
     if done:
         st.session_state.who = who
         try:
-            save(frame, label, who, note)
+            field.label(visitor, frame, label, LIVE, who, note)
         except AgriKDError as error:
-            st.error(words["live.refused"].format(why=error))
+            st.error(words["live.refused"].format(why=literal(error)))
         else:
             st.session_state.saved = named[label]
             st.rerun()
@@ -53,19 +52,19 @@ try:
     cameras = field.live["cameras"]
     serving = field.call("GET", "/status").json()["serving"]
 except AgriKDError as error:
-    st.error(words["live.away"].format(why=error))
+    st.error(words["live.away"].format(why=literal(error)))
     st.stop()
 camera = cameras[0] if len(cameras) == 1 else st.selectbox(words["live.camera"], cameras)
 if saved := st.session_state.pop("saved", None):
-    st.toast(words["live.saved"].format(name=saved))
+    st.toast(words["live.saved"].format(name=literal(saved)))
 labels = field.labels(serving, st.session_state.language)
 data = {
     "socket": f"{site.PREFIX}/live?camera={camera}",
     "frames": f"{site.PREFIX}/frame/",
     "labels": labels,
-    "may_label": st.session_state.visitor.reviews,
+    "may_label": visitor.reviews,
     "words": {key: text for key, text in words.items() if key.startswith("live.")},
 }
 frozen = view(data=data, key=f"live-{camera}", on_frozen_change=lambda: None).frozen
-if frozen is not None and st.session_state.visitor.reviews:
+if frozen is not None and visitor.reviews:
     judge(frozen["frame"], frozen["classes"] or [], labels)

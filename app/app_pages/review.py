@@ -1,4 +1,183 @@
+"""Review: what people should look at next, one picture after the other, by mouse, finger or keys."""
+
+import tempfile
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
 import streamlit as st
 
-words = st.session_state.words
+from agrikd import review, sheets, site
+from agrikd.device.station import RECORDS
+from agrikd.errors import AgriKDError
+from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN
+from agrikd.site import literal
+
+MOST_ZIP_BYTES = 300 * 10**6
+words, field, visitor = st.session_state.words, site.Field.here(), st.session_state.visitor
+state = st.session_state
+kinds = {
+    "disagreement": words["review.disagreement"],
+    "doubt": words["review.doubt"],
+    "not a plant": words["review.not_a_plant_kind"],
+    "random": words["review.random"],
+}
+
+
+def named(name: str, labels: dict[str, str]) -> str:
+    own = {UNSURE: words["review.unsure"], NOT_A_PLANT: words["review.not_a_plant"]}
+    return own.get(name) or labels.get(name, name)
+
+
+def refill() -> None:
+    wanted = state.review_kinds or list(kinds)
+    with field.records() as db:
+        found = review.queue(db, wanted)
+    state.review_queue = [one for one in found if one.frame not in state.review_skipped]
+
+
+def judge(frame: int, label: str) -> None:
+    try:
+        field.label(visitor, frame, label, REVIEW, state.get("review_who", ""), state.get("review_note", ""))
+    except AgriKDError as error:
+        state.review_failed = str(error)
+        return
+    state.review_done.append(frame)
+    state.review_queue = state.review_queue[1:]
+    state.review_note = ""
+
+
+def skip(frame: int) -> None:
+    state.review_skipped.add(frame)
+    state.review_queue = state.review_queue[1:]
+
+
+def undo() -> None:
+    frame = state.review_done[-1]
+    try:
+        field.label(visitor, frame, WITHDRAWN, REVIEW, state.get("review_who", ""))
+        with field.records() as db:
+            again = review.item(db, frame)
+    except AgriKDError as error:
+        state.review_failed = str(error)
+        return
+    state.review_done.pop()
+    state.review_queue = [again, *state.review_queue] if again else state.review_queue
+
+
+def answers(one: review.Item, labels: dict[str, str]) -> None:
+    """Both models on one scale; of a frame that was drawn at random nothing, as it would lead the eye."""
+    if one.kind == "random":
+        st.text(words["review.blind"])
+        return
+    said = {role: answer for role in ("student", "teacher") if (answer := getattr(one, role))}
+    classes = dict.fromkeys(name for answer in said.values() for name in answer.classes)
+    shares = {role: dict(zip(a.classes, a.probabilities, strict=True)) for role, a in said.items()}
+    titles = {"student": words["review.student"], "teacher": words["review.teacher"]}
+    for role, answer in said.items():
+        st.text(f"{titles[role]}: {named(answer.name, labels)}, {answer.probability:.0%}")
+    ranked = sorted(classes, key=lambda name: -max(own.get(name, 0.0) for own in shares.values()))
+    rows = [{"": named(n, labels)} | {titles[r]: own.get(n, 0.0) for r, own in shares.items()} for n in ranked]
+    bar = st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)
+    st.dataframe(rows, hide_index=True, column_config={titles[role]: bar for role in said}, height="content")
+
+
+def buttons(one: review.Item, labels: dict[str, str]) -> None:
+    def button(name: str, key: str | None) -> None:
+        text, args = literal(named(name, labels)), (one.frame, name)
+        st.button(text, key=f"label-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
+
+    classes = one.student.classes if one.student else one.teacher.classes if one.teacher else ()
+    for place, name in enumerate(classes):
+        button(name, str(place + 1) if place < 9 else None)
+    for name, key in ((NOT_A_PLANT, "n"), (UNSURE, "u")):
+        button(name, key)
+    left, right = st.columns(2)
+    left.button(words["review.skip"], shortcut="s", width="stretch", type="tertiary", on_click=skip, args=(one.frame,))
+    right.button(
+        words["review.undo"],
+        shortcut="z",
+        width="stretch",
+        type="tertiary",
+        disabled=not state.review_done,
+        on_click=undo,
+    )
+    if not visitor.name:
+        st.text_input(words["review.who"], key="review_who", max_chars=100)
+    st.text_input(words["review.note"], key="review_note", max_chars=2000)
+
+
+def show(one: review.Item) -> None:
+    labels = field.labels(one.student.model if one.student else "", state.language)
+    picture, side = st.columns([3, 2])
+    with picture:
+        try:
+            st.image(field.picture(one.file).read_bytes(), width="stretch", alt=words["review.picture"])
+        except OSError:
+            st.warning(words["review.gone"])
+        when = datetime.fromisoformat(one.local).strftime("%Y-%m-%d %H:%M:%S")
+        st.text(" · ".join(text for text in (when, one.camera, one.field, one.plot) if text))
+    with side:
+        st.text(kinds.get(one.kind, ""))
+        answers(one, labels)
+        if visitor.reviews:
+            buttons(one, labels)
+
+
+def export() -> None:
+    with field.records() as db:
+        rows = review.table(db)
+    st.text(words["review.count"].format(count=len(rows)))
+    if not rows:
+        return
+    st.download_button(
+        words["review.csv"], sheets.as_csv(review.COLUMNS, rows), "labels.csv", "text/csv", on_click="ignore"
+    )
+    if st.button(words["review.prepare"]):
+        with tempfile.TemporaryDirectory() as folder, st.spinner(words["review.preparing"]):
+            out = Path(folder) / "photos"
+            with field.records() as db:
+                made = review.export(db, field.folder / RECORDS, out)
+            found = sorted(path for path in out.rglob("*") if path.is_file())
+            if sum(path.stat().st_size for path in found) > MOST_ZIP_BYTES:
+                st.warning(words["review.large"])
+                return
+            packed = Path(folder) / "photos.zip"
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+                for path in found:
+                    archive.write(path, path.relative_to(out))
+            data = packed.read_bytes()
+        for sentence in made.assumptions:
+            st.info(literal(sentence))
+        columns = (words["review.label"], "train", "val", "test")
+        st.dataframe([dict(zip(columns, row, strict=True)) for row in made.counts], hide_index=True)
+        st.download_button(words["review.zip"], data, "photos.zip", "application/zip", on_click="ignore")
+
+
 st.title(words["review.title"])
+state.setdefault("review_skipped", set())
+state.setdefault("review_done", [])
+st.pills(
+    words["review.kinds"],
+    list(kinds),
+    selection_mode="multi",
+    format_func=kinds.__getitem__,
+    key="review_kinds",
+    on_change=lambda: state.pop("review_queue", None),
+)
+try:
+    if not state.get("review_queue"):
+        refill()
+    if failed := state.pop("review_failed", ""):
+        st.error(words["review.refused"].format(why=literal(failed)))
+    st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
+    if state.review_queue:
+        show(state.review_queue[0])
+    else:
+        st.info(words["review.empty"])
+        if state.review_done and visitor.reviews:
+            st.button(words["review.undo"], shortcut="z", on_click=undo)
+    with st.expander(words["review.export"]):
+        export()
+except AgriKDError as error:
+    st.error(literal(error))

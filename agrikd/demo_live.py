@@ -1,0 +1,75 @@
+"""What was made by the demo, at work: a camera of drawn leaves, the student, the teacher, and the app beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from agrikd import console, files, site
+from agrikd.device.store import SETTINGS
+from agrikd.errors import AgriKDError, DeviceError
+
+_START_S, _END_S = 120.0, 10.0
+_FRAME_EVERY_S = 0.1
+
+
+def serve_demo(out: Path, port: int) -> None:
+    """Until Ctrl-C or SIGTERM. out: of a demo that has ended. port: of the app, on this machine.
+
+    Raises `DeviceError` where the agent does not begin to look.
+    """
+    field, token = site.Field(out / "field"), out / "teacher.token"
+    asking, live = _free_port(), _free_port()
+    settings = {
+        "device": "demo",
+        "cameras": [{"name": "drawn-leaves", "source": "demo", "field": "demo", "every_s": _FRAME_EVERY_S}],
+        "live": {"port": live},
+        "teacher": {"url": f"http://127.0.0.1:{asking}", "token_file": str(token.resolve())},
+    }
+    files.write_text(field.folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
+    teacher = ("serve", "--teacher", out / "runs" / "teacher", "--port", asking, "--token-file", token)
+    agent = ("agent", out / "student.onnx", "--folder", field.folder)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with _running(teacher), _running(agent) as looking:
+        _wait(field, looking)
+        console.say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
+        site.run(field, "127.0.0.1", port, out / "runs")
+
+
+@contextlib.contextmanager
+def _running(words: tuple[object, ...]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-m", "agrikd", *map(str, words)])
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(field: site.Field, agent: subprocess.Popen[bytes]) -> None:
+    """Until the agent answers."""
+    end = time.monotonic() + _START_S
+    with console.job("start the agent and the teacher") as _:
+        while agent.poll() is None and time.monotonic() < end:
+            with contextlib.suppress(AgriKDError):
+                field.call("GET", "/status")
+                return
+            time.sleep(0.2)
+    raise DeviceError("the agent does not look\n    → see what it said")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

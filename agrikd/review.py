@@ -1,0 +1,223 @@
+"""What people should look at next, and what they said as next season's photos: from the records to a manifest.
+
+The queue takes turns: two of four are frames on which the models disagree or the student is unsure, one is no plant
+that it knows, one was drawn at random. A frame of the random share comes in its own turn alone, in an order that has
+nothing to do with what was said of it, so that those which are labelled are a random part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from agrikd import files, history, records, sheets
+from agrikd.data import manifest as manifests
+from agrikd.data import splits
+from agrikd.data.manifest import Manifest, Row
+from agrikd.errors import InputError, Problem
+from agrikd.records import NOT_A_PLANT, UNSURE, Label
+
+Kind = Literal["disagreement", "doubt", "not a plant", "random"]
+KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+_LOOK_AT = 2000
+"""Of the newest kept pictures that nobody has judged; older ones come when these are done."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A model's answer. name: of the class, or `NOT_A_PLANT`."""
+
+    model: str
+    name: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    unsure: bool
+
+    @property
+    def probability(self) -> float:
+        return max(self.probabilities)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A kept picture to be looked at. local: the wall clock's time there. file: under the records' folder."""
+
+    frame: int
+    local: str
+    camera: str
+    field: str
+    plot: str
+    kind: Kind | Literal[""]
+    file: str
+    student: Said | None
+    teacher: Said | None
+
+
+def queue(db: sqlite3.Connection, kinds: Iterable[str] = KINDS, most: int = 100) -> list[Item]:
+    """What nobody has judged, the newest of each kind first."""
+    judged, wanted = records.verdicts(db), set(kinds)
+    waiting: dict[str, list[Item]] = {kind: [] for kind in KINDS}
+    for one in islice((one for one in _items(db) if one.frame not in judged), _LOOK_AT):
+        if one.kind in wanted:
+            waiting[one.kind].append(one)
+    doubtful = iter(sorted(waiting["disagreement"] + waiting["doubt"], key=lambda one: -one.frame))
+    drawn = iter(sorted(waiting["random"], key=lambda one: hashlib.sha256(str(one.frame).encode()).digest()))
+    turns = doubtful, iter(waiting["not a plant"]), doubtful, drawn
+    return list(islice(_in_turns(turns), most))
+
+
+def item(db: sqlite3.Connection, frame: int) -> Item | None:
+    """A kept picture by its frame's number."""
+    return next(_items(db, frame), None)
+
+
+def _in_turns(turns: Sequence[Iterator[Item]]) -> Iterator[Item]:
+    """Until none of them has more."""
+    empty = 0
+    for turn in cycle(turns):
+        one = next(turn, None)
+        empty = 0 if one else empty + 1
+        if one:
+            yield one
+        elif empty == len(turns):
+            return
+
+
+def _items(db: sqlite3.Connection, frame: int | None = None) -> Iterator[Item]:
+    """Kept pictures, the newest first."""
+    models = db.execute("SELECT name, spec FROM models").fetchall()
+    classes = {row["name"]: tuple(json.loads(row["spec"])["classes"]) for row in models}
+    rows = db.execute(
+        "SELECT pictures.frame AS id, file, local, camera, field, plot, audit FROM pictures JOIN frames"
+        " ON frames.id = pictures.frame WHERE ? IS NULL OR pictures.frame = ? ORDER BY pictures.frame DESC",
+        (frame, frame),
+    )
+    for row in rows:
+        said = dict(_opinions(db, row["id"], classes))
+        student, teacher = said.get("student"), said.get("teacher")
+        kind, place = _kind(row["audit"], student, teacher), (row["camera"], row["field"], row["plot"])
+        yield Item(row["id"], row["local"], *place, kind, row["file"], student, teacher)
+
+
+def _opinions(db: sqlite3.Connection, frame: int, classes: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Said]]:
+    rows = db.execute(
+        "SELECT role, model, top, unsure, unknown, probabilities FROM predictions WHERE frame = ? ORDER BY id", (frame,)
+    )
+    for row in rows:
+        names = classes.get(row["model"], ())
+        if row["top"] < len(names):
+            name = NOT_A_PLANT if row["unknown"] else names[row["top"]]
+            shares = tuple(json.loads(row["probabilities"]))
+            yield row["role"], Said(row["model"], name, names, shares, bool(row["unsure"]))
+
+
+def _kind(audit: float | None, student: Said | None, teacher: Said | None) -> Kind | Literal[""]:
+    if audit is not None:
+        return "random"
+    if student is None:
+        return ""
+    if teacher is not None and teacher.name != student.name:
+        return "disagreement"
+    return "not a plant" if student.name == NOT_A_PLANT else "doubt" if student.unsure else ""
+
+
+# What was said
+
+
+@dataclass(frozen=True)
+class Exported:
+    """gone: frames whose pictures are no longer there. assumptions: in words."""
+
+    manifest: Path
+    rows: tuple[Row, ...]
+    gone: tuple[int, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def counts(self) -> list[tuple[str, ...]]:
+        """Of each label, how many photos each split has."""
+        found = Counter((row.target or "", row.split) for row in self.rows)
+        names = sorted({name for name, _ in found})
+        return [(name, *(str(found[name, split]) for split in manifests.SPLITS)) for name in names]
+
+    def to_json(self) -> dict[str, Any]:
+        said = {"manifest": str(self.manifest), "photos": len(self.rows), "gone": list(self.gone)}
+        return said | {"assumptions": list(self.assumptions)}
+
+
+COLUMNS = (
+    *("frame", "local", "camera", "field", "plot", "session", "label", "label_by", "label_t", "source", "note"),
+    *("student", "student_p", "student_model", "teacher", "teacher_p", "teacher_model", "kind", "file"),
+)
+
+
+def table(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    """What people said, a row a frame, with what the models had said; in the order of the frames."""
+    sessions, rows = history.sessions(db), []
+    for frame, label in sorted(records.verdicts(db).items()):
+        if (one := item(db, frame)) is not None:
+            within = (s for s in sessions if s.camera == one.camera and s.first <= frame <= s.last)
+            rows.append(_line(one, label, next((f"{s.camera} {s.begin}" for s in within), "")))
+    return rows
+
+
+def _line(one: Item, label: Label, session: str) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for role, answer in (("student", one.student), ("teacher", one.teacher)):
+        said[role] = answer.name if answer else ""
+        said[f"{role}_p"] = f"{answer.probability:.5f}" if answer else ""
+        said[f"{role}_model"] = answer.model if answer else ""
+    place = {"camera": one.camera, "field": one.field, "plot": one.plot}
+    who = {"label": label.label, "label_by": label.who, "label_t": f"{label.t:.3f}", "source": label.source}
+    own = {"frame": one.frame, "local": one.local, "session": session, "kind": one.kind, "file": one.file}
+    return {**own, **place, **who, "note": label.note, **said}
+
+
+def export(db: sqlite3.Connection, kept: Path, out: Path, shares: Mapping[str, float] | None = None) -> Exported:
+    """A new folder of labelled photos with a manifest: frames of one capture session stay in one split.
+
+    kept: the records' folder. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
+    that, all rows train, and the answer says so. Frames that nobody is sure of are left out.
+    Raises `InputError` where nothing is labelled or `out` holds something.
+    """
+    files.require_free(out)
+    series, gone, rows = records.meta(db, "series")[:8], [], []
+    said = table(db)
+    for line in said:
+        if line["label"] == UNSURE:
+            continue
+        try:
+            data = (kept / line["file"]).read_bytes()
+        except FileNotFoundError:
+            gone.append(line["frame"])
+            continue
+        name = f"photos/{series}-{line['frame']:09d}.jpg"
+        files.write_bytes(out / name, data)
+        own = {"group": f"{series} {line['session']}", "season": line["local"][:4], "sha256": files.sha256(data)}
+        rows.append(Row(name, line["label"], "train", **own, source=f"field, {line['label_by'] or 'nobody named'}"))
+    if not rows:
+        raise InputError(Problem(str(kept), "holds no labelled photo", "label some on the page Review"))
+    made, assumptions = _split(Manifest(tuple(rows), out), shares or SHARES)
+    manifests.write(made, out / "manifest.csv")
+    files.write_text(out / "labels.csv", sheets.as_csv(COLUMNS, said))
+    return Exported(out / "manifest.csv", made.rows, tuple(gone), assumptions)
+
+
+def _split(manifest: Manifest, shares: Mapping[str, float]) -> tuple[Manifest, tuple[str, ...]]:
+    try:
+        return splits.stratified(manifest, shares, 0), ()
+    except InputError as error:
+        why = "; ".join(one.said for one in error.problems)
+        plants = tuple(row for row in manifest.rows if row.target != NOT_A_PLANT)
+        left = len(manifest.rows) - len(plants)
+        said = [f"too few capture sessions for a split ({why}): all photos train"]
+        said += [f"{left} pictures of no plant are left out: only val and test may hold them"] if left else []
+        return Manifest(plants, manifest.root), tuple(said)

@@ -1,0 +1,207 @@
+"""Who gets into the app: passwords and cookies, the door before every route, and what a viewer may not."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from agrikd import access, site
+from agrikd.access import KEY, USERS, Access, Visitor
+from agrikd.door import LOGIN, LOGOUT, TOLD, Door, told
+from agrikd.errors import InputError
+
+PASSWORD = "three green leaves"
+PAGE = (site.pages() / "door.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a viewer and a reviewer."""
+    made = tmp_path_factory.mktemp("field")
+    held = Access(made)
+    held.put("Ana", PASSWORD, "reviewer")
+    held.put("<b>Ümit</b>", PASSWORD, "viewer")
+    return made
+
+
+def test_a_password_and_nothing_else(folder: Path) -> None:
+    held = Access(folder)
+    assert held.check("Ana", PASSWORD, "a") and not held.check("Ana", PASSWORD + " ", "a")
+    assert not held.check("nobody", PASSWORD, "b") and not held.check("", "", "c")
+    for name in (USERS, KEY):
+        held.cookie("Ana")
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+    assert PASSWORD not in (folder / USERS).read_text() and "$argon2id$" in (folder / USERS).read_text()
+
+
+def test_a_cookie_ends_with_its_password_its_time_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Access(tmp_path)
+    held.put("Ana", PASSWORD, "reviewer")
+    cookie = held.cookie("Ana")
+    assert held.visitor(cookie) == Visitor("Ana", "reviewer")
+    monkeypatch.setattr(access, "LONGEST_S", -1)
+    assert held.visitor(cookie) is None
+    monkeypatch.undo()
+    held.put("Ana", PASSWORD, "viewer")  # the same words, but salted anew
+    assert held.visitor(cookie) is None
+    again = held.cookie("Ana")
+    assert held.visitor(again) == Visitor("Ana", "viewer")
+    Access(tmp_path).remove("Ana")  # by another process: this one notices
+    assert held.visitor(again) is None
+
+
+@given(st.one_of(st.text(), st.integers(0, 200)))
+def test_a_forged_cookie_is_none(folder: Path, forged: str | int) -> None:
+    held = Access(folder)
+    good = held.cookie("Ana")
+    if isinstance(forged, int):
+        place = forged % len(good)
+        forged = good[:place] + ("A" if good[place] != "A" else "B") + good[place + 1 :]
+    assert held.visitor(forged) in (None, Visitor("Ana", "reviewer")) and (
+        forged == good or held.visitor(forged) is None or forged.rstrip("=")[:-1] == good[:-1]
+    )
+
+
+def test_all_mistakes_at_once_and_a_file_that_is_none(tmp_path: Path) -> None:
+    held = Access(tmp_path)
+    with pytest.raises(InputError) as refused:
+        held.put("\n", "short", "viewer")
+    assert len(refused.value.problems) == 2 and not (tmp_path / USERS).exists()
+    with pytest.raises(InputError, match="there are: none"):
+        held.remove("Ana")
+    (tmp_path / USERS).write_text(json.dumps({"Ana": {"role": "king", "hash": "x"}}))
+    with pytest.raises(InputError, match="no list of names"):
+        _ = held.users
+
+
+def test_the_verbs(tmp_path: Path) -> None:
+    def run(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agrikd", "access", *words]
+        return subprocess.run(command, input=said, capture_output=True, text=True, timeout=60, check=False)
+
+    where = str(tmp_path / "field")
+    assert run("add", "Ana", where, "--role", "reviewer", said=PASSWORD + "\n").returncode == 0
+    assert json.loads(run("list", where, "--json").stdout) == {"Ana": "reviewer"}
+    wrong = run("add", "Bo", where, said="short\n")
+    assert wrong.returncode == 2 and "8 to 200" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert run("remove", "Bo", where).returncode == 2
+    assert run("remove", "Ana", where).returncode == 0 and Access(Path(where)).users == {}
+    refused = subprocess.run(
+        [sys.executable, "-m", "agrikd", "app", where, "--host", "0.0.0.0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 2 and "nobody has a password" in refused.stderr
+
+
+# The door
+
+
+async def _who(request: Request) -> JSONResponse:
+    visitor = told(request.headers)
+    return JSONResponse({"name": visitor.name, "role": visitor.role})
+
+
+async def _stream(link: WebSocket) -> None:
+    await link.accept()
+    await link.send_text(told(link.headers).role)
+    await link.close()
+
+
+def _words(_: Iterable[str]) -> dict[str, str]:
+    return site.words("en")
+
+
+def visit(folder: Path, client: str = "192.0.2.7", host: str = "farm.example", **headers: str) -> TestClient:
+    """Somebody's browser, from an address, by the name he typed."""
+    door = Middleware(Door, access=Access(folder), page=PAGE, words=_words)
+    app = Starlette(routes=[Route("/page", _who), WebSocketRoute("/live", _stream)], middleware=[door])
+    made = TestClient(app, base_url=f"http://{host}", client=(client, 50000), follow_redirects=False)
+    made.headers |= {"accept": "text/html", **headers}
+    return made
+
+
+def test_who_sits_here_is_let_in_and_nobody_else(folder: Path) -> None:
+    here = {"client": "127.0.0.1", "host": "127.0.0.1:8501"}
+    assert visit(folder, **here).get("/page").json() == {"name": "", "role": "reviewer"}
+    strangers: list[dict[str, Any]] = [
+        {},
+        {"client": "127.0.0.1"},  # another's name for this machine
+        {"host": "127.0.0.1:8501"},  # from elsewhere, by a name that is ours
+        *({**here, name: "192.0.2.7"} for name in ("x-forwarded-for", "x-real-ip", "forwarded", "via")),
+    ]
+    for stranger in strangers:
+        answer = visit(folder, **stranger).get("/page")
+        assert (answer.status_code, answer.headers["location"]) == (303, LOGIN), stranger
+        assert visit(folder, **stranger, accept="*/*").get("/page").status_code == 401
+        assert visit(folder, **stranger).post("/page").status_code == 401
+        with pytest.raises(WebSocketDisconnect), visit(folder, **stranger).websocket_connect("ws://farm.example/live"):
+            raise AssertionError("the stream is open")
+    assert len(strangers) == 7
+
+
+def test_what_a_browser_says_of_the_visitor_counts_for_nothing(folder: Path) -> None:
+    forged = json.dumps({"name": "Ana", "role": "reviewer"})
+    assert visit(folder, **{TOLD: forged}).get("/page").status_code == 303
+    guest = visit(folder, **{TOLD: forged})
+    assert guest.post(LOGIN, data={"name": "<b>Ümit</b>", "password": PASSWORD}).status_code == 303
+    assert guest.get("/page").json() == {"name": "<b>Ümit</b>", "role": "viewer"}
+    with guest.websocket_connect("ws://farm.example/live") as link:
+        assert link.receive_text() == "viewer"
+    assert told({}) == Visitor("", "viewer")
+
+
+def test_coming_in_and_going(folder: Path) -> None:
+    guest = visit(folder)
+    form = guest.get(LOGIN)
+    assert form.status_code == 200 and "frame-ancestors 'none'" in form.headers["content-security-policy"]
+    assert "{" not in form.text.split("</style>")[1]
+    wrong = guest.post(LOGIN, data={"name": '"><script>', "password": "no"})
+    assert wrong.status_code == 401 and "<script>" not in wrong.text and "do not match" in wrong.text
+    came = guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD})
+    cookie = came.headers["set-cookie"]
+    assert came.status_code == 303 and "HttpOnly" in cookie and "SameSite=strict" in cookie and "Secure" not in cookie
+    assert guest.get("/page").json() == {"name": "Ana", "role": "reviewer"}
+    assert guest.get(LOGOUT).headers["location"] == LOGIN and guest.get("/page").status_code == 303
+    safe = visit(folder, **{"x-forwarded-proto": "https"}).post(LOGIN, data={"name": "Ana", "password": PASSWORD})
+    assert "Secure" in safe.headers["set-cookie"]
+
+
+def test_pages_of_others_get_nothing(folder: Path) -> None:
+    guest = visit(folder)
+    guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD})
+    evil = {"origin": "https://evil.example"}
+    assert guest.get("/page", headers=evil).status_code == 403
+    assert guest.get("/page", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    assert guest.get("/page", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}).status_code == 200
+    assert guest.get("/page", headers={"origin": "http://farm.example"}).status_code == 200
+    with pytest.raises(WebSocketDisconnect), guest.websocket_connect("ws://farm.example/live", headers=evil):
+        raise AssertionError("the stream is open")
+    assert visit(folder).post(LOGIN, data={"name": "Ana", "password": PASSWORD}, headers=evil).status_code == 403
+
+
+def test_guessing_is_slow(folder: Path) -> None:
+    guest = visit(folder)
+    answers = [guest.post(LOGIN, data={"name": "Ana", "password": f"guess {n}"}) for n in range(7)]
+    assert [one.status_code for one in answers] == [401] * 5 + [429] * 2
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 61
+    assert guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD}).status_code == 429
+    assert visit(folder).post(LOGIN, content=b"name=" + b"a" * 10_000).status_code == 401

@@ -1,0 +1,221 @@
+"""The queue, what people say, and the photos that come of it; in the page as somebody presses its buttons."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from agrikd import files, records, review, sheets, site
+from agrikd.access import Visitor
+from agrikd.data import manifest as manifests
+from agrikd.errors import DeviceError, InputError
+from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
+from agrikd.types import ModelSpec
+
+CLASSES = ("<b>rust</b>", "healthy", "=cmd|' /C calc'!A0")
+SPEC = ModelSpec("leaf", "classification", CLASSES, (8, 8))
+DAY_S = 86_400.0
+
+
+def opinion(model: str, top: int, *, unsure: bool = False, unknown: bool = False) -> Opinion:
+    shares = [0.1, 0.1, 0.1]
+    shares[top] = 0.8
+    role: Any = "student" if model == "small" else "teacher"
+    return Opinion(model, role, 1.0, 1.0, top, tuple(shares), (top,), unsure, unknown)
+
+
+def add(db: sqlite3.Connection, folder: Path, frame: int, *said: Opinion, audit: float | None = None) -> None:
+    """A frame with a picture of its own, ten a session, a session a day."""
+    t = 1.8e9 + DAY_S * (frame // 10) + frame
+    records.add_frame(db, Seen(frame, t, "row-7", Place("north", "7"), audit=audit))
+    for one in said:
+        records.add_opinion(db, frame, one)
+    pixels = np.random.default_rng(frame).integers(0, 255, (32, 32, 3), np.uint8)
+    data = bytes(cv2.imencode(".jpg", pixels)[1])
+    files.write_bytes(folder / "pictures" / f"{frame}.jpg", data)
+    records.add_picture(db, frame, "doubt", (f"pictures/{frame}.jpg", len(data), files.sha256(data)))
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    folder = tmp_path / "field" / "records"
+    with contextlib.closing(records.create(folder)) as made:
+        made.row_factory = sqlite3.Row
+        records.add_model(made, "small", "student", SPEC)
+        records.add_model(made, "large", "teacher", SPEC)
+        yield made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "field" / "records"
+
+
+def say(db: sqlite3.Connection, frame: int, label: str, who: str = "Ana") -> None:
+    number = db.execute("SELECT count(*) FROM labels").fetchone()[0]
+    records.add_label(db, Label(f"click-{number:03d}", frame, label, who, 2.0, REVIEW, '"note", ☘'))
+
+
+def test_the_last_word_counts_unless_it_is_taken_back(db: sqlite3.Connection, folder: Path) -> None:
+    for frame in range(1, 6):
+        add(db, folder, frame, opinion("small", 0))
+    for frame, label in [
+        *[(1, "healthy"), (1, UNSURE), (2, UNSURE), (3, "healthy"), (3, WITHDRAWN)],
+        *[(4, "healthy"), (4, CLASSES[0]), (4, WITHDRAWN), (5, WITHDRAWN), (5, "healthy")],
+    ]:
+        say(db, frame, label)
+    found = {frame: one.label for frame, one in records.verdicts(db).items()}
+    assert found == {1: "healthy", 2: UNSURE, 4: "healthy", 5: "healthy"}
+
+
+def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder: Path) -> None:
+    for frame in range(1, 6):
+        add(db, folder, frame, opinion("small", 0), opinion("large", 1))  # disagreement
+        add(db, folder, frame + 10, opinion("small", 0, unsure=True))  # doubt
+        add(db, folder, frame + 20, opinion("small", 0, unknown=True))  # not a plant
+        add(db, folder, frame + 30, opinion("small", 0, unsure=True), opinion("large", 1), audit=0.01)  # random
+        add(db, folder, frame + 40, opinion("small", 0), opinion("large", 0))  # nothing to ask
+    found = review.queue(db)
+    kinds = [one.kind for one in found]
+    assert kinds[:8] == ["doubt", "not a plant", "doubt", "random"] * 2
+    assert sorted(one.frame for one in found) == [f + t for t in (0, 10, 20, 30) for f in range(1, 6)]
+    assert [one.frame for one in found if one.kind == "doubt"] == [15, 14, 13, 12, 11]
+    drawn = [one.frame for one in found if one.kind == "random"]
+    assert drawn not in (sorted(drawn), sorted(drawn, reverse=True))
+    say(db, 35, "healthy")
+    assert [one.frame for one in review.queue(db, ["random"])] == [one for one in drawn if one != 35]
+    assert len(review.queue(db, most=3)) == 3
+    one = review.item(db, 1)
+    assert one and one.student and one.teacher and (one.student.name, one.teacher.name) == CLASSES[:2]
+    assert review.item(db, 999) is None
+
+
+def test_labels_become_photos_whose_sessions_stay_together(
+    db: sqlite3.Connection, folder: Path, tmp_path: Path
+) -> None:
+    """Thirty sessions; some frames unsure, some no plant, one whose picture is gone."""
+    rng, said = np.random.default_rng(0), {}
+    for frame in range(300):
+        add(db, folder, frame, opinion("small", 0))
+        label = [*CLASSES, UNSURE, NOT_A_PLANT][rng.choice(5, p=(0.4, 0.3, 0.2, 0.05, 0.05))]
+        said[frame] = str(label)
+        say(db, frame, said[frame])
+    (folder / "pictures" / "7.jpg").unlink()
+    made = review.export(db, folder, tmp_path / "out")
+    assert made.gone == (7,) and made.assumptions == ()
+    manifest = manifests.read(made.manifest)
+    want = {f: label for f, label in said.items() if label != UNSURE and f != 7}
+    assert {int(row.path[-13:-4]): row.target for row in manifest.rows} == want
+    splits: dict[str, set[str]] = {}
+    for place, row in enumerate(manifest.rows):
+        splits.setdefault(row.group, set()).add(row.split)
+        assert files.sha256(manifest.file(place).read_bytes()) == row.sha256 and row.season == "2027"
+    assert len(splits) == 30 and all(len(one) == 1 for one in splits.values())
+    assert {one for names in splits.values() for one in names} == {"train", "val", "test"}
+    with (tmp_path / "out" / "labels.csv").open(newline="") as held:
+        rows = list(csv.DictReader(held))
+    assert len(rows) == 300 and {int(row["frame"]): row["label"].removeprefix("'") for row in rows} == said
+    with pytest.raises(InputError):
+        review.export(db, folder, tmp_path / "out")
+
+
+def test_one_session_trains_and_that_is_said(db: sqlite3.Connection, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no labelled photo"):
+        review.export(db, folder, tmp_path / "nothing")
+    for frame, label in enumerate(("healthy", CLASSES[0], NOT_A_PLANT)):
+        add(db, folder, frame, opinion("small", 0))
+        say(db, frame, label)
+    made = review.export(db, folder, tmp_path / "out")
+    assert {row.split for row in made.rows} == {"train"} and len(made.rows) == 2
+    assert "too few capture sessions" in made.assumptions[0] and "1 pictures of no plant" in made.assumptions[1]
+
+
+def test_a_spreadsheet_gets_no_formula() -> None:
+    rows = [{"a": "=1+1", "b": -5}, {"a": "@x", "b": 'say "no", please\n'}, {"a": "fine", "b": "\tx"}]
+    text = sheets.as_csv(("a", "b"), rows)
+    assert list(csv.reader(text.splitlines(keepends=True))) == [
+        ["a", "b"],
+        ["'=1+1", "-5"],
+        ["'@x", 'say "no", please\n'],
+        ["fine", "'\tx"],
+    ]
+
+
+# The page
+
+
+@pytest.fixture
+def page(db: sqlite3.Connection, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
+    """Of a reviewer, over three doubtful frames; what he says goes to the records, as an agent writes it."""
+    for frame in (1, 2, 3):
+        add(db, folder, frame, opinion("small", 0, unsure=True), opinion("large", 0))
+
+    def call(_: site.Field, method: str, path: str, body: Any = b"") -> None:
+        assert (method, path) == ("POST", "/label")
+        records.add_label(db, Label(**body, t=2.0))
+
+    monkeypatch.setattr(site.Field, "call", call)
+    monkeypatch.setenv(site.FIELD, str(folder.parent))
+    monkeypatch.setattr(site, "visitor", lambda: Visitor("Ana", "reviewer"))
+    made = AppTest.from_file(str(site.pages() / "main.py"), default_timeout=30).run()
+    yield made.switch_page("app_pages/review.py").run()
+
+
+def press(page: AppTest, label: str) -> AppTest:
+    next(one for one in page.button if one.label == site.literal(label)).click()
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def test_the_page_judges_undoes_and_skips(page: AppTest, db: sqlite3.Connection) -> None:
+    assert not page.exception and page.text[0].value == "0 judged now, 3 waiting"
+    press(page, CLASSES[0])
+    press(page, "Not a plant")
+    assert {f: one.label for f, one in records.verdicts(db).items()} == {3: CLASSES[0], 2: NOT_A_PLANT}
+    press(page, "Undo")
+    assert {f: one.label for f, one in records.verdicts(db).items()} == {3: CLASSES[0]}
+    assert page.text[0].value == "1 judged now, 2 waiting"
+    press(page, "I cannot tell")
+    press(page, "Skip")
+    assert "Nothing waits" in page.info[0].value
+    assert {(one.who, one.source) for one in records.verdicts(db).values()} == {("Ana", REVIEW)}
+
+
+def test_a_random_frame_is_judged_blind(page: AppTest, db: sqlite3.Connection, folder: Path) -> None:
+    assert len(page.dataframe) == 1
+    add(db, folder, 9, opinion("small", 0), audit=0.01)
+    page.button_group[0].set_value(["random"])
+    page.run()
+    assert not page.dataframe and any("judge for yourself" in one.value for one in page.text)
+
+
+def test_a_viewer_sees_and_changes_nothing(page: AppTest, db: sqlite3.Connection, monkeypatch: Any) -> None:
+    monkeypatch.setattr(site, "visitor", lambda: Visitor("Bo"))
+    page.run()
+    assert not page.exception and not [
+        one for one in page.button if one.label in (*map(site.literal, CLASSES), "Skip", "Undo")
+    ]
+    with pytest.raises(InputError, match="Bo: may look"):
+        site.Field.here().label(Visitor("Bo"), 1, "healthy", REVIEW)
+    with pytest.raises(InputError, match="may look"):
+        site.Field.here().ask_teacher(Visitor(), 1)
+    assert not records.verdicts(db)
+
+
+def test_a_refused_label_is_said_and_its_frame_stays(page: AppTest, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise DeviceError("the disk is full")
+
+    monkeypatch.setattr(site.Field, "call", refuse)
+    press(page, "healthy")
+    assert "the disk is full" in page.error[0].value and page.text[0].value == "0 judged now, 3 waiting"
