@@ -95,10 +95,11 @@ def _items(db: sqlite3.Connection, frame: int | None = None) -> Iterator[Item]:
     """Kept pictures, the newest first."""
     models = db.execute("SELECT name, spec FROM models").fetchall()
     classes = {row["name"]: tuple(json.loads(row["spec"])["classes"]) for row in models}
+    which = "" if frame is None else " WHERE pictures.frame = :frame"
     rows = db.execute(
         "SELECT pictures.frame AS id, file, local, camera, field, plot, audit FROM pictures JOIN frames"
-        " ON frames.id = pictures.frame WHERE ? IS NULL OR pictures.frame = ? ORDER BY pictures.frame DESC",
-        (frame, frame),
+        f" ON frames.id = pictures.frame{which} ORDER BY pictures.frame DESC",
+        {"frame": frame},
     )
     for row in rows:
         said = dict(_opinions(db, row["id"], classes))

@@ -49,38 +49,26 @@ FIELD = "AGRIKD_FIELD"
 RUNS = "AGRIKD_RUNS"
 """For the pages: the folder of the agent, and that of the Runs."""
 PREFIX = "/agrikd"
-_LIGHT = {
-    "primaryColor": "#14532d",
-    "backgroundColor": "#ffffff",
-    "secondaryBackgroundColor": "#eef2ee",
-    "textColor": "#101410",
-    "linkColor": "#0b4a8f",
-    "borderColor": "#707870",
-}
-_DARK = {
-    "primaryColor": "#8ce3a1",
-    "backgroundColor": "#0b0f0c",
-    "secondaryBackgroundColor": "#1c241e",
-    "textColor": "#f4f7f4",
-    "linkColor": "#9ecbff",
-    "borderColor": "#8b958d",
-}
-"""To be read in sunlight and at night: text has a contrast of 7:1 and more on both of its backgrounds."""
-_STREAMLIT: dict[str, object] = {
+STREAMLIT: dict[str, object] = {
     "server.headless": True,
     "server.maxUploadSize": 20,
     "browser.gatherUsageStats": False,
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
+    "client.disableDataExport": True,
     "logger.level": "warning",
     "theme.light.primaryColor": "#14532d",
     "theme.light.backgroundColor": "#ffffff",
     "theme.light.secondaryBackgroundColor": "#eef3ef",
     "theme.light.textColor": "#0b1a12",
+    "theme.light.linkColor": "#0b4a8f",
+    "theme.light.borderColor": "#707870",
     "theme.dark.primaryColor": "#86efac",
     "theme.dark.backgroundColor": "#0b120e",
     "theme.dark.secondaryBackgroundColor": "#18241d",
     "theme.dark.textColor": "#f2f7f3",
+    "theme.dark.linkColor": "#9ecbff",
+    "theme.dark.borderColor": "#8b958d",
 }
 """Colours with 7:1 and more between text and ground (WCAG 2.2, 1.4.6): a screen in the sun."""
 _ANSWER_S, _MOST_MESSAGE_BYTES = 15.0, 16 * 2**20
@@ -205,7 +193,7 @@ def run(
     os.environ[FIELD] = str(field.folder.resolve())
     if runs:
         os.environ[RUNS] = str(runs.resolve())
-    config.get_config_options(True, _STREAMLIT)  # in the environment, its own command alone would see them
+    config.get_config_options(True, STREAMLIT)  # in the environment, its own command alone would see them
     uvicorn.run(
         made(),
         host=host,

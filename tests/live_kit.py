@@ -109,14 +109,14 @@ def _said(frame: int) -> dict[str, Any]:
 
 
 class Live:
-    """The server over a folder's agent."""
+    """The server over a folder's agent. port: of one that ended; else one that is free."""
 
-    def __init__(self, folder: Path, cameras: tuple[str, ...] = ("row-7",)) -> None:
+    def __init__(self, folder: Path, cameras: tuple[str, ...] = ("row-7",), port: int = 0) -> None:
         (folder / "live.token").write_text(TOKEN)
         records.create(folder / "records").close()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+            self.port = port or probe.getsockname()[1]
         told = {
             "socket": str(folder / "agent.sock"),
             "records": str(folder / "records"),

@@ -17,9 +17,15 @@ class SlowLine:
 
     def __init__(self, target: int, bytes_per_s: float, round_trip_s: float) -> None:
         self._target, self._rate, self._delay_s = target, bytes_per_s, round_trip_s / 2
+        self._free = {"up": 0.0, "down": 0.0}
+        self._lock, self._silences = threading.Lock(), 0
         self._door = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._door.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def silence(self) -> None:
+        """Nobody hears any more from whom he is connected to, nor that he is gone; who comes anew is served."""
+        self._silences += 1
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -34,25 +40,28 @@ class SlowLine:
                 for one in (near, far):
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._carry(near, far)
-                self._carry(far, near)
+                self._carry(near, far, "up")
+                self._carry(far, near, "down")
 
-    def _carry(self, here: socket.socket, there: socket.socket) -> None:
+    def _carry(self, here: socket.socket, there: socket.socket, lane: str) -> None:
         way: queue.Queue[tuple[float, bytes]] = queue.Queue(int(_BUFFER_BYTES + self._rate * self._delay_s) // _AT_ONCE)
-        threading.Thread(target=self._take, args=(here, way), daemon=True).start()
+        threading.Thread(target=self._take, args=(here, way, lane), daemon=True).start()
         threading.Thread(target=self._give, args=(there, way), daemon=True).start()
 
-    def _take(self, here: socket.socket, way: queue.Queue[tuple[float, bytes]]) -> None:
-        free = 0.0
+    def _take(self, here: socket.socket, way: queue.Queue[tuple[float, bytes]], lane: str) -> None:
         with contextlib.suppress(OSError):
             while data := here.recv(_AT_ONCE):
-                free = max(free, time.monotonic()) + len(data) / self._rate
-                way.put((free + self._delay_s, data))
+                with self._lock:  # all who are connected share it
+                    self._free[lane] = max(self._free[lane], time.monotonic()) + len(data) / self._rate
+                    due = self._free[lane] + self._delay_s
+                way.put((due, data))
         way.put((0.0, b""))
 
     def _give(self, there: socket.socket, way: queue.Queue[tuple[float, bytes]]) -> None:
+        silences = self._silences
         with contextlib.suppress(OSError), there:
             while (due := way.get())[1]:
                 time.sleep(max(0.0, due[0] - time.monotonic()))
-                there.sendall(due[1])
+                if silences == self._silences:
+                    there.sendall(due[1])
             there.shutdown(socket.SHUT_RDWR)

@@ -191,6 +191,13 @@ def test_the_page_judges_undoes_and_skips(page: AppTest, db: sqlite3.Connection)
     assert {(one.who, one.source) for one in records.verdicts(db).values()} == {("Ana", REVIEW)}
 
 
+def test_a_press_that_comes_twice_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
+    late = next(one for one in page.button if one.label == "healthy")
+    press(page, "Skip")
+    late.click().run()
+    assert not page.exception and not records.verdicts(db) and page.text[0].value == "0 judged now, 2 waiting"
+
+
 def test_a_random_frame_is_judged_blind(page: AppTest, db: sqlite3.Connection, folder: Path) -> None:
     assert len(page.dataframe) == 1
     add(db, folder, 9, opinion("small", 0), audit=0.01)

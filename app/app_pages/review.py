@@ -1,5 +1,7 @@
 """Review: what people should look at next, one picture after the other, by mouse, finger or keys."""
 
+import base64
+import html
 import tempfile
 import zipfile
 from datetime import datetime
@@ -36,7 +38,17 @@ def refill() -> None:
     state.review_queue = [one for one in found if one.frame not in state.review_skipped]
 
 
+# Streamlit may answer one press twice where it comes while the page is still being made: what a press is for is in its
+# arguments, and it counts only as long as that is what the page asks.
+
+
+def asks(frame: int) -> bool:
+    return bool(state.review_queue) and state.review_queue[0].frame == frame
+
+
 def judge(frame: int, label: str) -> None:
+    if not asks(frame):
+        return
     try:
         field.label(visitor, frame, label, REVIEW, state.get("review_who", ""), state.get("review_note", ""))
     except AgriKDError as error:
@@ -48,11 +60,15 @@ def judge(frame: int, label: str) -> None:
 
 
 def skip(frame: int) -> None:
-    state.review_skipped.add(frame)
-    state.review_queue = state.review_queue[1:]
+    if asks(frame):
+        state.review_skipped.add(frame)
+        state.review_queue = state.review_queue[1:]
 
 
-def undo() -> None:
+def undo(count: int) -> None:
+    """Take back the last of so many."""
+    if count != len(state.review_done):
+        return
     frame = state.review_done[-1]
     try:
         field.label(visitor, frame, WITHDRAWN, REVIEW, state.get("review_who", ""))
@@ -63,6 +79,12 @@ def undo() -> None:
         return
     state.review_done.pop()
     state.review_queue = [again, *state.review_queue] if again else state.review_queue
+
+
+def undo_button() -> None:
+    count = len(state.review_done)
+    args = {"width": "stretch", "type": "tertiary", "disabled": not count, "on_click": undo, "args": (count,)}
+    st.button(words["review.undo"], key=f"undo-{count}", shortcut="z", **args)
 
 
 def answers(one: review.Item, labels: dict[str, str]) -> None:
@@ -85,7 +107,7 @@ def answers(one: review.Item, labels: dict[str, str]) -> None:
 def buttons(one: review.Item, labels: dict[str, str]) -> None:
     def button(name: str, key: str | None) -> None:
         text, args = literal(named(name, labels)), (one.frame, name)
-        st.button(text, key=f"label-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
+        st.button(text, key=f"label-{one.frame}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
 
     classes = one.student.classes if one.student else one.teacher.classes if one.teacher else ()
     for place, name in enumerate(classes):
@@ -93,18 +115,20 @@ def buttons(one: review.Item, labels: dict[str, str]) -> None:
     for name, key in ((NOT_A_PLANT, "n"), (UNSURE, "u")):
         button(name, key)
     left, right = st.columns(2)
-    left.button(words["review.skip"], shortcut="s", width="stretch", type="tertiary", on_click=skip, args=(one.frame,))
-    right.button(
-        words["review.undo"],
-        shortcut="z",
-        width="stretch",
-        type="tertiary",
-        disabled=not state.review_done,
-        on_click=undo,
-    )
+    key, args = f"skip-{one.frame}", (one.frame,)
+    left.button(words["review.skip"], key, shortcut="s", width="stretch", type="tertiary", on_click=skip, args=args)
+    with right:
+        undo_button()
     if not visitor.name:
         st.text_input(words["review.who"], key="review_who", max_chars=100)
     st.text_input(words["review.note"], key="review_note", max_chars=2000)
+
+
+def picture_of(one: review.Item) -> None:
+    """With the page itself: on a slow link the buttons are never those of a picture that is still on its way."""
+    data = base64.b64encode(field.picture(one.file).read_bytes()).decode()
+    alt = html.escape(words["review.picture"])
+    st.html(f'<img alt="{alt}" src="data:image/jpeg;base64,{data}" style="width: 100%; border-radius: 4px">')
 
 
 def show(one: review.Item) -> None:
@@ -112,7 +136,7 @@ def show(one: review.Item) -> None:
     picture, side = st.columns([3, 2])
     with picture:
         try:
-            st.image(field.picture(one.file).read_bytes(), width="stretch", alt=words["review.picture"])
+            picture_of(one)
         except OSError:
             st.warning(words["review.gone"])
         when = datetime.fromisoformat(one.local).strftime("%Y-%m-%d %H:%M:%S")
@@ -121,7 +145,8 @@ def show(one: review.Item) -> None:
         st.text(kinds.get(one.kind, ""))
         answers(one, labels)
         if visitor.reviews:
-            buttons(one, labels)
+            with st.container(key=f"judge-{one.frame}"):
+                buttons(one, labels)
 
 
 def export() -> None:
@@ -176,7 +201,7 @@ try:
     else:
         st.info(words["review.empty"])
         if state.review_done and visitor.reviews:
-            st.button(words["review.undo"], shortcut="z", on_click=undo)
+            undo_button()
     with st.expander(words["review.export"]):
         export()
 except AgriKDError as error:
