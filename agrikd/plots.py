@@ -31,16 +31,16 @@ _PHONE = 430
 """A matrix wider than this keeps its size on a narrow screen, where it scrolls: shrunk, it could not be read."""
 
 # matplotlib draws in these colours; `_styled` turns each into the page's own, so that plots follow its light and dark.
-_INK, _MUTED, _LINE = "#1b2a21", "#55635b", "#d8ded9"
-_ACCENT, _HEAT, _AMBER, _PAPER = "#17693f", "#0f5c37", "#9a5b00", "#fefefd"
+INK, MUTED, _LINE = "#1b2a21", "#55635b", "#d8ded9"
+ACCENT, _HEAT, _AMBER, PAPER = "#17693f", "#0f5c37", "#9a5b00", "#fefefd"
 _VARIABLES = {
-    _INK: "ink",
-    _MUTED: "muted",
+    INK: "ink",
+    MUTED: "muted",
     _LINE: "line",
-    _ACCENT: "accent",
+    ACCENT: "accent",
     _HEAT: "heat",
     _AMBER: "amber",
-    _PAPER: "card",
+    PAPER: "card",
 }
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and set in the page's font
@@ -48,24 +48,24 @@ _STYLE: Any = {
     "text.parse_math": False,  # a class may be called "$x$"
     "text.usetex": False,
     "font.size": 12,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _LINE,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
     "legend.frameon": False,
 }
 _ALONE = threading.Lock()
 """matplotlib's style is the whole process's; the app draws in threads."""
-_MARKERS = "osD^vPX*"
-_LINES = ((_INK, "-"), (_ACCENT, "--"), (_AMBER, ":"), (_MUTED, "-."))
+MARKERS = "osD^vPX*"
+LINES = ((INK, "-"), (ACCENT, "--"), (_AMBER, ":"), (MUTED, "-."))
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def comparison(reports: Sequence[tuple[str, Report]]) -> list[Markup]:
     return scores + [_trade(reports, unit, value) for unit, value in axes]
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     """A figure in CSS pixels: at 72 dpi a point of matplotlib's is one of the SVG's units."""
     from matplotlib.figure import Figure
 
@@ -100,7 +100,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _scores(reports: Sequence[tuple[str, Report]]) -> Markup:
-    figure = _figure(300, 76 + 52 * len(reports))
+    figure = canvas(300, 76 + 52 * len(reports))
     axes = figure.add_subplot()
     for place, (label, report) in enumerate(reports):
         score, face = report.macro_f1, _face(place, reports)
@@ -113,11 +113,11 @@ def _scores(reports: Sequence[tuple[str, Report]]) -> Markup:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("macro-F1, 95 % interval")
     said = [f"{label} {r.macro_f1.value:.2f} ({r.macro_f1.low:.2f} to {r.macro_f1.high:.2f})" for label, r in reports]
-    return _svg(figure, f"Macro-F1 with 95 % interval: {'; '.join(said)}")
+    return svg(figure, f"Macro-F1 with 95 % interval: {'; '.join(said)}")
 
 
 def _trade(reports: Sequence[tuple[str, Report]], unit: str, value: Callable[[Report], float]) -> Markup:
-    figure = _figure(300, 196 + 20 * len(reports))
+    figure = canvas(300, 196 + 20 * len(reports))
     axes = figure.add_subplot()
     costs = [value(report) for _, report in reports]
     for place, (label, report) in enumerate(reports):
@@ -133,17 +133,17 @@ def _trade(reports: Sequence[tuple[str, Report]], unit: str, value: Callable[[Re
     axes.set(xlabel=f"{unit} (less is better)", ylabel="macro-F1")
     figure.legend(loc="outside lower left", fontsize=11)
     said = [f"{label} {r.macro_f1.value:.2f} at {value(r):.3g}" for label, r in reports]
-    return _svg(figure, f"Macro-F1 against {unit}: {'; '.join(said)}")
+    return svg(figure, f"Macro-F1 against {unit}: {'; '.join(said)}")
 
 
 def _face(place: int, reports: Sequence[object]) -> dict[str, Any]:
     """A model's marker: a shape of its own, filled for the last."""
     last = place == len(reports) - 1
-    colour = _ACCENT if last else _INK
+    colour = ACCENT if last else INK
     return {
-        "marker": _MARKERS[place % len(_MARKERS)],
+        "marker": MARKERS[place % len(MARKERS)],
         "color": colour,
-        "markerfacecolor": colour if last else _PAPER,
+        "markerfacecolor": colour if last else PAPER,
         "linestyle": "none",
     }
 
@@ -158,7 +158,7 @@ def matrix(label: str, report: Report) -> Markup:
     left, below = longest + (52 if numbered else 24), 46 if numbered else 0.75 * longest + 34
     side = cell * classes
     width, height = left + side + 12, below + side + 8
-    figure = _figure(width, height)
+    figure = canvas(width, height)
     figure.set_layout_engine("none")
     axes = figure.add_axes((left / width, below / height, side / width, side / height))
     axes.grid(False)
@@ -178,7 +178,7 @@ def matrix(label: str, report: Report) -> Markup:
     axes.set_xticks(places, [str(i + 1) for i in places] if numbered else names, fontsize=small, **turn)
     axes.tick_params(length=0)
     right = sum(report.confusion[i][i] for i in places)
-    return _svg(
+    return svg(
         figure, f"Confusion matrix of {label}: {right} of {report.rows} photos on the diagonal", natural=width > _PHONE
     )
 
@@ -188,35 +188,35 @@ def _cell(axes: Axes, place: tuple[int, int], times: int, share: float, cell: in
 
     corner = place[0] - 0.5, place[1] - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=_HEAT, alpha=0.06 + 0.94 * share, linewidth=0))
-    colour = _PAPER if share > 0.72 else _INK
+    colour = PAPER if share > 0.72 else INK
     axes.text(*place, str(times), color=colour, ha="center", va="center", fontsize=max(8, min(14, cell // 2.4)))
 
 
 def reliability(label: str, report: Report) -> Markup:
     """How often the model was right against how sure it was, and how many photos say so."""
-    figure = _figure(380, 380)
+    figure = canvas(380, 380)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    axes.plot((0, 1), (0, 1), "--", color=_MUTED)
-    axes.text(0.03, 0.94, "above the line: too modest", va="top", fontsize=11, color=_MUTED)
-    axes.text(0.97, 0.04, "below: too sure", ha="right", fontsize=11, color=_MUTED)
+    axes.plot((0, 1), (0, 1), "--", color=MUTED)
+    axes.text(0.03, 0.94, "above the line: too modest", va="top", fontsize=11, color=MUTED)
+    axes.text(0.97, 0.04, "below: too sure", ha="right", fontsize=11, color=MUTED)
     for confidence, right, rows in report.reliability:
         low, high = intervals.wilson(round(right * rows), rows)
-        axes.plot((confidence, confidence), (low, high), color=_ACCENT, linewidth=1)
-        axes.plot(confidence, right, "o", color=_ACCENT)
+        axes.plot((confidence, confidence), (low, high), color=ACCENT, linewidth=1)
+        axes.plot(confidence, right, "o", color=ACCENT)
         middle = (min(math.floor(confidence * 15), 14) + 0.5) / 15
-        bar = counts.bar(middle, rows, width=0.055, color=_MUTED)
+        bar = counts.bar(middle, rows, width=0.055, color=MUTED)
         counts.bar_label(bar, fontsize=10)
     axes.set(xlim=(0, 1), ylim=(0, 1.03), ylabel="share that was right")
     counts.set(xlabel="what the model claimed", ylabel="photos", yticks=[])
     counts.margins(y=0.35)
     for percents in (axes.xaxis, axes.yaxis):
         percents.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
-    return _svg(figure, f"Reliability of {label}: calibration error {report.ece:.3f} over {report.rows} photos")
+    return svg(figure, f"Reliability of {label}: calibration error {report.ece:.3f} over {report.rows} photos")
 
 
 def scatter(label: str, report: NumberReport) -> Markup:
     """What was said of each photo over what it was; a bar is the interval."""
-    figure = _figure(400, 400)
+    figure = canvas(400, 400)
     axes = figure.add_subplot()
     scale, points = report.scale, report.points
     truth, said = np.array([point.truth for point in points]), np.array([point.said for point in points])
@@ -224,12 +224,12 @@ def scatter(label: str, report: NumberReport) -> Markup:
         ends = np.array([point.interval for point in points])
         axes.vlines(truth, ends[:, 0], ends[:, 1], color=_LINE, linewidth=1.2)
     top = max(truth.max(), said.max(), scale.low + (scale.high - scale.low) / 100)
-    axes.plot((scale.low, top), (scale.low, top), color=_MUTED, linewidth=1)
-    axes.plot(truth, said, "o", color=_ACCENT, markersize=4.5, alpha=0.75, markeredgewidth=0)
+    axes.plot((scale.low, top), (scale.low, top), color=MUTED, linewidth=1)
+    axes.plot(truth, said, "o", color=ACCENT, markersize=4.5, alpha=0.75, markeredgewidth=0)
     axes.set_title(_shortened(label), loc="left", fontsize=12)
     unit = f", {scale.unit}" if scale.unit else ""
     axes.set(xlabel=f"what it was{unit}", ylabel=f"what was said{unit}")
-    return _svg(
+    return svg(
         figure, f"{label}: what was said of {report.rows} photos over what it was; off by {report.mae.value:.3g}"
     )
 
@@ -245,82 +245,37 @@ def curves(history: Sequence[Mapping[str, float]]) -> list[Markup]:
 
 
 def _curve(history: Sequence[Mapping[str, float]], names: Sequence[str], words: str) -> Markup:
-    figure = _figure(400, 270)
+    figure = canvas(400, 270)
     axes = figure.add_subplot()
     ends = []
     for place, name in enumerate(names):
         steps, values = zip(*((entry["step"], entry[name]) for entry in history if name in entry), strict=True)
-        colour, line = _LINES[place % len(_LINES)]
+        colour, line = LINES[place % len(LINES)]
         marker = "o" if len(steps) < 20 else ""
         axes.plot(steps, values, line, color=colour, label=readable(name), marker=marker, markersize=4, linewidth=1.6)
         ends.append(f"{name} from {values[0]:.3g} to {values[-1]:.3g}")
     axes.set(xlabel="step", ylabel=words)
     figure.legend(loc="outside upper left", ncols=4, fontsize=11)
-    return _svg(figure, f"Training, {words}: {'; '.join(ends)}")
-
-
-def learning_curves(
-    name: str,
-    ticks: Sequence[str],
-    lines: Mapping[str, Mapping[str, tuple[float, float]]],
-    words: tuple[str, str] = ("labels a class", "macro-F1"),
-) -> Markup:
-    """`words` (of the axes): each line's mean and standard deviation over seeds at each of its ticks."""
-    figure = _figure(480, 320 + 20 * (len(lines) // 2))
-    axes = figure.add_subplot()
-    said = []
-    for number, (label, points) in enumerate(lines.items()):
-        places = [place + 0.05 * (number - len(lines) / 2) for place, tick in enumerate(ticks) if tick in points]
-        means, spread = zip(*(points[tick] for tick in ticks if tick in points), strict=True)
-        colour, line = _LINES[number % 4][0], _LINES[(number + number // 4) % 4][1]
-        face: Any = {"marker": _MARKERS[number % len(_MARKERS)], "markersize": 5, "linewidth": 1.5, "capsize": 3}
-        axes.errorbar(places, means, yerr=spread, color=colour, linestyle=line, label=label, **face)
-        said.append(f"{label} {', '.join(f'{value:.2f}' for value in means)}")
-    axes.set(xlabel=words[0], ylabel=f"{words[1]} (mean ± sd over seeds)", xticks=range(len(ticks)))
-    axes.set_xticklabels(ticks)
-    axes.set_title(name, loc="left", fontsize=12)
-    figure.legend(loc="outside lower left", ncols=2, fontsize=11)
-    return _svg(figure, f"{name}: {words[1]} at {', '.join(ticks)} {words[0]}: {'; '.join(said)}")
-
-
-def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]], measure: str = "macro-F1") -> Markup:
-    """A measure against a cost: (cost, measure) of each net, a marker a way of training."""
-    figure = _figure(480, 320 + 20 * (len(points) // 2))
-    axes = figure.add_subplot()
-    said = []
-    for number, (label, found) in enumerate(points.items()):
-        x, y = zip(*found, strict=True)
-        colour, _ = _LINES[number % len(_LINES)]
-        marker: Any = {"marker": _MARKERS[number % len(_MARKERS)], "markerfacecolor": _PAPER, "markersize": 8}
-        axes.plot(x, y, linestyle="none", color=colour, label=label, **marker)
-        said.append(f"{label} {', '.join(f'{score:.2f} at {cost:.3g}' for cost, score in found)}")
-    costs = sorted({cost for found in points.values() for cost, _ in found})
-    axes.set_xscale("log")
-    axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.margins(0.15)
-    axes.set(xlabel=f"{unit} (less is better)", ylabel=f"{measure}, mean over all places")
-    figure.legend(loc="outside lower left", ncols=2, fontsize=11)
-    return _svg(figure, f"{measure} against {unit}: {'; '.join(said)}")
+    return svg(figure, f"Training, {words}: {'; '.join(ends)}")
 
 
 def counts(classes: Mapping[str, Mapping[str, int]]) -> Markup:
     """How many photos of each class each split holds; a split has its own scale, so that shares can be compared."""
     splits = list(dict.fromkeys(split for each in classes.values() for split in each))
-    figure = _figure(336, 36 + 38 * len(classes))
+    figure = canvas(336, 36 + 38 * len(classes))
     columns = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     places = range(len(classes))
     for axes, split in zip(columns, splits, strict=True):
         found = [each.get(split, 0) for each in classes.values()]
-        bars = axes.barh([place + 0.16 for place in places], found, height=0.36, color=_ACCENT)
+        bars = axes.barh([place + 0.16 for place in places], found, height=0.36, color=ACCENT)
         axes.bar_label(bars, [f"{n:,}" for n in found], padding=4, fontsize=11)
-        axes.set_title(f"{split} · {sum(found):,}", loc="left", fontsize=12, color=_MUTED)
+        axes.set_title(f"{split} · {sum(found):,}", loc="left", fontsize=12, color=MUTED)
         axes.set(xlim=(0, 1.5 * max(*found, 1)), ylim=(len(classes) - 0.5, -0.5), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for place, name in enumerate(classes):
         columns[0].text(0, place - 0.2, _shortened(readable(name), _LONGEST_ALONE), va="center", in_layout=False)
     said = [f"{name} {', '.join(f'{split} {n}' for split, n in each.items())}" for name, each in classes.items()]
-    return _svg(figure, f"Photos of each class: {'; '.join(said)}")
+    return svg(figure, f"Photos of each class: {'; '.join(said)}")
 
 
 def spreads(what: str, values: Mapping[str, Sequence[float]], reach: tuple[float, float]) -> Markup:
@@ -330,14 +285,12 @@ def spreads(what: str, values: Mapping[str, Sequence[float]], reach: tuple[float
     (low, high), bins = reach, 24
     steep = 0 < 8 * low < high
     edges = np.geomspace(low, high, bins + 1) if steep else np.linspace(low, high, bins + 1)
-    figure = _figure(300, 44 + 72 * len(values))
+    figure = canvas(300, 44 + 72 * len(values))
     column = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     said = []
     for axes, (split, found) in zip(column, values.items(), strict=True):
         middle = float(np.median(found))
-        axes.hist(
-            np.clip(found, edges[0], edges[-1]), edges, weights=np.full(len(found), 1 / len(found)), color=_ACCENT
-        )
+        axes.hist(np.clip(found, edges[0], edges[-1]), edges, weights=np.full(len(found), 1 / len(found)), color=ACCENT)
         axes.axvline(middle, color=_AMBER, linestyle="--", linewidth=1.8)
         axes.set_title(f"{split} · {len(found):,}", loc="left", fontsize=12)
         axes.set(yticks=[])
@@ -349,14 +302,14 @@ def spreads(what: str, values: Mapping[str, Sequence[float]], reach: tuple[float
     column[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if steep else MaxNLocator(5))
     column[-1].xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     column[-1].xaxis.set_minor_formatter(lambda *_: "")
-    return _svg(figure, f"{what.capitalize()}: {'; '.join(said)}")
+    return svg(figure, f"{what.capitalize()}: {'; '.join(said)}")
 
 
 def standalone(svg: Markup) -> str:
     """A plot as a file of its own, in the light colours of the page."""
     colours = "; ".join(f"--{name}: {colour}" for colour, name in _VARIABLES.items())
     named = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    look = f"background: {_PAPER}; font-family: system-ui, sans-serif; {colours}"
+    look = f"background: {PAPER}; font-family: system-ui, sans-serif; {colours}"
     return str(svg).replace("<svg ", f'<svg {named} style="{look}" ', 1)
 
 
@@ -369,7 +322,7 @@ def _shortened(text: str, longest: int = _LONGEST_NAME) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
-def _svg(figure: Figure, alt: str, natural: bool = False) -> Markup:
+def svg(figure: Figure, alt: str, natural: bool = False) -> Markup:
     """The figure as an element of the page; `natural` keeps its size on a narrow screen, which then scrolls."""
     from markupsafe import Markup
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import files, intervals, pages, plots
-from agrikd.grid import ALONE, POOL, TEACHER, Place
+from agrikd import files, intervals, pages, plots, study_plots
+from agrikd.grid import ALONE, POOL, RANDOM_HEAD, TEACHER, Place
 from agrikd.intervals import Difference, Pair
 from agrikd.types import figure
 
@@ -179,7 +179,7 @@ class Study:
             f"{arm.place}: the gate refused the teacher of {arm.refused} of {len(arm.figures[self.measure.key])} seeds"
             f" for {arm.arm}"
             for arm in self.arms
-            if arm.refused and arm.arm != "random head"
+            if arm.refused and arm.arm != RANDOM_HEAD
         ]
         few = [f"{self.seeds} seeds say little of the chance of training: take at least 3"] if self.seeds < 3 else []
         return [*weak, *refused, *few]
@@ -202,7 +202,7 @@ class Study:
     def pictures(self) -> dict[str, Any]:
         """Name and SVG of each plot."""
         with plots.drawing():
-            return dict([*self._curves(), *self._trades()])
+            return dict([*self._gains(), *self._curves(), *self._trades()])
 
     def html(self, pictures: Iterable[Any]) -> str:
         taught = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
@@ -216,6 +216,22 @@ class Study:
         ]
         values = {"study": self, "places": tables, "columns": self.columns[3:], "plots": list(pictures)}
         return pages.render("study.html", {}, title=f"Comparison over {self.seeds} seeds", **values)
+
+    def _gains(self) -> Iterator[tuple[str, Any]]:
+        """What each way of training gains over the student alone; a random teacher is a control, and off the scale."""
+        arms: dict[str, dict[str, Difference]] = defaultdict(dict)
+        for arm in self.arms:
+            if arm.difference and arm.arm != RANDOM_HEAD:
+                arms[arm.arm][str(arm.place)] = arm.difference
+        if arms:
+            unit = self.measure.unit
+            words = f"points of {self.measure.words} more" if unit is None else f"{unit} of error less"
+            yield (
+                "gains",
+                study_plots.gains(
+                    arms, self.overall, f"{words} than the student alone", 100.0 if unit is None else 1.0
+                ),
+            )
 
     def _curves(self) -> Iterator[tuple[str, Any]]:
         """The measure over the labels, one picture a dataset and student with at least two numbers of them."""
@@ -231,7 +247,8 @@ class Study:
                     for name, found in arms.items()
                 }
                 axes = (self.arms[0].place.of, self.measure.words)
-                picture = plots.learning_curves(f"{data}, {student}", [str(n or "all") for n in ticks], points, axes)
+                values = [str(n or "all") for n in ticks]
+                picture = study_plots.learning_curves(f"{data}, {student}", values, points, axes)
                 yield f"curves_{data}_{student.replace('/', '-')}", picture
 
     def _trades(self) -> Iterator[tuple[str, Any]]:
@@ -250,7 +267,7 @@ class Study:
                 ]
                 for arm, nets in found.items()
             }
-            yield f"cost_{key}", plots.trades(unit, points, self.measure.words)
+            yield f"cost_{key}", study_plots.trades(unit, points, self.measure.words)
 
 
 class Split(NamedTuple):

@@ -79,14 +79,14 @@ def test_the_page_shows_each_arm() -> None:
     page = made.html(made.pictures().values())
     assert page.count("<tr>") == 1 + 4 + 1 + 2
     assert "2 of 2 ways of training are better" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "kd + unlabelled" in page and "600,000" in page
 
 
 def test_each_plot_is_a_file_of_its_own(tmp_path: Path) -> None:
     study(30, 10, 5).write(tmp_path)
     plots = sorted(path.name for path in tmp_path.glob("*.svg"))
-    assert plots == ["cost_ms_per_image.svg", "cost_size_bytes.svg"]
+    assert plots == ["cost_ms_per_image.svg", "cost_size_bytes.svg", "gains.svg"]
     for name in plots:
         root = ElementTree.parse(tmp_path / name).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"

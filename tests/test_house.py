@@ -20,6 +20,7 @@ FLOORS: dict[str, float] = {
     "compare": 9.5,
     "grid": 8,
     "study": 9,
+    "study_plots": 6.6,
     "jobs": 7.5,
     "pool": 7,
     "check": 9,
