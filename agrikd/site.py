@@ -28,6 +28,7 @@ from agrikd.device.station import LIVE, RECORDS, TOKEN
 from agrikd.device.store import Store
 from agrikd.door import Door, told
 from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
+from agrikd.gallery import RUNS
 from agrikd.web import LOOPBACK
 
 try:
@@ -46,8 +47,7 @@ except ImportError:
     raise MissingExtraError("streamlit", "app") from None
 
 FIELD = "AGRIKD_FIELD"
-RUNS = "AGRIKD_RUNS"
-"""For the pages: the folder of the agent, and that of the Runs."""
+"""For the pages: the folder of the agent."""
 PREFIX = "/agrikd"
 STREAMLIT: dict[str, object] = {
     "server.headless": True,

@@ -87,21 +87,20 @@ def undo_button() -> None:
     st.button(words["review.undo"], key=f"undo-{count}", shortcut="z", **args)
 
 
-def answers(one: review.Item, labels: dict[str, str]) -> None:
-    """Both models on one scale; of a frame that was drawn at random nothing, as it would lead the eye."""
-    if one.kind == "random":
-        st.text(words["review.blind"])
-        return
-    said = {role: answer for role in ("student", "teacher") if (answer := getattr(one, role))}
-    classes = dict.fromkeys(name for answer in said.values() for name in answer.classes)
-    shares = {role: dict(zip(a.classes, a.probabilities, strict=True)) for role, a in said.items()}
-    titles = {"student": words["review.student"], "teacher": words["review.teacher"]}
-    for role, answer in said.items():
-        st.text(f"{titles[role]}: {named(answer.name, labels)}, {answer.probability:.0%}")
+def said(one: review.Item) -> dict[str, review.Said]:
+    """Who answered, as the page calls him, and what; of a frame that was drawn at random nobody: it would lead the eye."""
+    found = {words["review.student"]: one.student, words["review.teacher"]: one.teacher}
+    return {who: answer for who, answer in found.items() if answer and one.kind != "random"}
+
+
+def bars(found: dict[str, review.Said], labels: dict[str, str]) -> None:
+    """All classes on one scale, the likeliest first."""
+    shares = {who: dict(zip(a.classes, a.probabilities, strict=True)) for who, a in found.items()}
+    classes = dict.fromkeys(name for answer in found.values() for name in answer.classes)
     ranked = sorted(classes, key=lambda name: -max(own.get(name, 0.0) for own in shares.values()))
-    rows = [{"": named(n, labels)} | {titles[r]: own.get(n, 0.0) for r, own in shares.items()} for n in ranked]
-    bar = st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)
-    st.dataframe(rows, hide_index=True, column_config={titles[role]: bar for role in said}, height="content")
+    rows = [{"": named(n, labels)} | {who: 100 * own.get(n, 0.0) for who, own in shares.items()} for n in ranked]
+    bar = st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100)
+    st.dataframe(rows, hide_index=True, column_config=dict.fromkeys(found, bar), height="content")
 
 
 def buttons(one: review.Item, labels: dict[str, str]) -> None:
@@ -142,11 +141,14 @@ def show(one: review.Item) -> None:
         when = datetime.fromisoformat(one.local).strftime("%Y-%m-%d %H:%M:%S")
         st.text(" · ".join(text for text in (when, one.camera, one.field, one.plot) if text))
     with side:
-        st.text(kinds.get(one.kind, ""))
-        answers(one, labels)
+        st.text(words["review.blind"] if one.kind == "random" else kinds.get(one.kind, ""))
+        for who, answer in said(one).items():
+            st.text(f"{who}: {named(answer.name, labels)}, {answer.probability:.0%}")
         if visitor.reviews:
             with st.container(key=f"judge-{one.frame}"):
                 buttons(one, labels)
+    if found := said(one):
+        bars(found, labels)
 
 
 def export() -> None:
