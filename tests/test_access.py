@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agrikd import access, site
 from agrikd.access import KEY, USERS, Access, Visitor
+from agrikd.device import store
 from agrikd.door import LOGIN, LOGOUT, TOLD, Door, told
 from agrikd.errors import InputError
 
@@ -76,6 +77,13 @@ def test_a_forged_cookie_is_none(folder: Path, forged: str | int) -> None:
     assert held.visitor(forged) in (None, Visitor("Ana", "reviewer")) and (
         forged == good or held.visitor(forged) is None or forged.rstrip("=")[:-1] == good[:-1]
     )
+
+
+def test_names_may_come_before_the_device(tmp_path: Path) -> None:
+    Access(tmp_path).put("Ana", PASSWORD, "viewer")
+    Access(tmp_path).cookie("Ana")
+    assert {path.name for path in tmp_path.iterdir()} == {USERS, KEY} == set(store.OF_THE_APP)
+    assert store.Store(tmp_path).state.phase == "IDLE"
 
 
 def test_all_mistakes_at_once_and_a_file_that_is_none(tmp_path: Path) -> None:

@@ -223,6 +223,8 @@ class AgentLink:
         return None if data is None else (said, data)
 
     def _ask(self, what: dict[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+        """The agent hangs up on who says nothing for a while: then once more, on another connection."""
+        kept = self._wire is not None
         try:
             wire = self._wire or self._open()
             wire.say(**what)
@@ -230,6 +232,8 @@ class AgentLink:
             data = wire.receive() if "frame" in said else None
         except (OSError, WireError) as error:
             self.close()
+            if kept:
+                return self._ask(what)
             raise AwayError(f"the agent does not answer ({error})") from None
         if isinstance(data, dict):
             self.close()

@@ -35,6 +35,8 @@ PENDING: tuple[Phase, ...] = ("VERIFIED", "PREPARED", "TRIAL")
 """What the agent goes on with by itself."""
 _LOG_BYTES = 2**20
 SETTINGS = "agent.yaml"
+OF_THE_APP = ("access.json", "access.key")
+"""What `agrikd.access` may have put there before there was a device."""
 """May be written before there is a store."""
 
 
@@ -61,7 +63,7 @@ class Store:
     """The folder of a device; made where it is not there."""
 
     def __init__(self, folder: Path) -> None:
-        others = {path.name for path in folder.iterdir()} - {SETTINGS} if folder.is_dir() else set()
+        others = {path.name for path in folder.iterdir()} - {SETTINGS, *OF_THE_APP} if folder.is_dir() else set()
         if others and "trust" not in others:
             raise InputError(Problem(str(folder), "holds other things than a device's store", "name an empty folder"))
         self.folder = folder

@@ -358,4 +358,4 @@ try:
         with tab:
             panel(db)
 except (AgriKDError, sqlite3.Error) as error:
-    st.error(str(error))
+    st.error(site.literal(error))

@@ -88,7 +88,7 @@ def undo_button() -> None:
 
 
 def said(one: review.Item) -> dict[str, review.Said]:
-    """Who answered, as the page calls him, and what; of a frame that was drawn at random nobody: it would lead the eye."""
+    """Who answered, as the page calls him, and what; nobody of a frame drawn at random, as it would lead the eye."""
     found = {words["review.student"]: one.student, words["review.teacher"]: one.teacher}
     return {who: answer for who, answer in found.items() if answer and one.kind != "random"}
 
