@@ -1,5 +1,7 @@
 """The app: one language, one visitor and one list of pages for all of them."""
 
+from html import escape
+
 import streamlit as st
 
 from agrikd import site
@@ -18,16 +20,14 @@ st.set_page_config(page_title="agrikd", page_icon="🌿", layout="wide")
 known, visitor = site.languages(), site.visitor()
 asked = st.query_params.get("language", "")
 preferred = (st.context.locale or "").partition("-")[0]
-chosen = next(one for one in (st.session_state.get("language"), asked, preferred, "en") if one in known)
+st.session_state.setdefault("language", next(one for one in (asked, preferred, "en") if one in known))
 with st.sidebar:
-    st.session_state.language = st.selectbox(
-        "Language / Idioma", list(known), index=list(known).index(chosen), format_func=known.__getitem__
-    )
+    st.selectbox("Language / Idioma", list(known), format_func=known.__getitem__, key="language")
 words = site.words(st.session_state.language)
 with st.sidebar:
     if visitor.name:
         st.text(words["access.who"].format(name=visitor.name))
-        st.link_button(words["access.leave"], LOGOUT)
+        st.html(f'<a href="{LOGOUT}">{escape(words["access.leave"])}</a>')  # in this tab, whose stream ends with it
     if not visitor.reviews:
         st.caption(words["access.viewer"])
 st.session_state.words, st.session_state.visitor = words, visitor
