@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -24,7 +24,7 @@ _FRAME_EVERY_S = 0.1
 def serve_demo(out: Path, port: int) -> None:
     """Until Ctrl-C or SIGTERM. out: of a demo that has ended. port: of the app, on this machine.
 
-    Raises `DeviceError` where the agent does not begin to look.
+    Raises `DeviceError` where one of them does not begin.
     """
     field, token = site.Field(out / "field"), out / "teacher.token"
     asking, live = _free_port(), _free_port()
@@ -38,8 +38,11 @@ def serve_demo(out: Path, port: int) -> None:
     teacher = ("serve", "--teacher", out / "runs" / "teacher", "--port", asking, "--token-file", token)
     agent = ("agent", out / "student.onnx", "--folder", field.folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with _running(teacher), _running(agent) as looking:
-        _wait(field, looking)
+    with _running(teacher) as answering, contextlib.ExitStack() as rest:
+        with console.job("start the teacher and the agent") as _:
+            _wait(lambda: socket.create_connection(("127.0.0.1", asking), 1).close(), answering)
+            looking = rest.enter_context(_running(agent))
+            _wait(lambda: field.call("GET", "/status"), looking)
         console.say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
         site.run(field, "127.0.0.1", port, out / "runs")
 
@@ -57,16 +60,15 @@ def _running(words: tuple[object, ...]) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _wait(field: site.Field, agent: subprocess.Popen[bytes]) -> None:
-    """Until the agent answers."""
+def _wait(ask: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    """Until it answers."""
     end = time.monotonic() + _START_S
-    with console.job("start the agent and the teacher") as _:
-        while agent.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(AgriKDError):
-                field.call("GET", "/status")
-                return
-            time.sleep(0.2)
-    raise DeviceError("the agent does not look\n    → see what it said")
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(AgriKDError, OSError):
+            ask()
+            return
+        time.sleep(0.2)
+    raise DeviceError("the teacher or the agent does not answer\n    → see what it said")
 
 
 def _free_port() -> int:
