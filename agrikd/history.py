@@ -6,20 +6,18 @@ Nothing here writes. Whatever goes over all frames is one statement, so it speak
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import sqlite3
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agrikd import image, records, sheets
-from agrikd.records import NOT_A_PLANT, Label
-from agrikd.types import ModelSpec
+from agrikd import image, kept, sheets
+from agrikd.kept import Kept
 
 GAP_S = 1800.0
 """Without a frame for longer than this, a camera's next one begins another session."""
@@ -49,7 +47,7 @@ class Count(NamedTuple):
 
 def counts(db: sqlite3.Connection) -> list[Count]:
     """Of all frames and models, those that were folded too; by day and the rest."""
-    known = _models(db)
+    known, roles = kept.specs(db), dict[str, str](db.execute("SELECT name, role FROM models").fetchall())
     rows = db.execute(
         "SELECT day, field, plot, camera, model, top, SUM(n) FROM ("
         " SELECT substr(local, 1, 10) AS day, field, plot, camera, model, top, COUNT(*) AS n"
@@ -58,7 +56,7 @@ def counts(db: sqlite3.Connection) -> list[Count]:
         " GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1, 2, 3, 4, 5, 6"
     )
     return [
-        Count(day, field, plot, camera, model, known[model].role, known[model].spec.classes[top], frames)
+        Count(day, field, plot, camera, model, roles[model], known[model].classes[top], frames)
         for day, field, plot, camera, model, top, frames in rows
     ]
 
@@ -153,63 +151,6 @@ class _Span:
     def session(self, camera: str) -> Session:
         size = self.frames, self.pictures, self.size_bytes
         return Session(camera, self.field, self.begin, self.end, self.first, self.last, *size)
-
-
-class Answer(NamedTuple):
-    """What a model said. said: a class, `NOT_A_PLANT`, or a number with its unit, which has no probability."""
-
-    model: str
-    said: str
-    probability: float | None
-    unsure: bool
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A picture that was kept, why, and what was said of it. file: as `Field.picture` takes it."""
-
-    frame: int
-    local: str
-    camera: str
-    field: str
-    plot: str
-    file: str
-    why: str
-    student: Answer | None
-    teacher: Answer | None
-    label: Label | None
-
-
-def kept(db: sqlite3.Connection, camera: str, span: tuple[int, int], offset: int = 0, most: int = -1) -> Iterator[Kept]:
-    """The pictures of a camera from frame to frame, both included, in their order; at most so many (−1: all)."""
-    known, labels = _models(db), records.verdicts(db)
-    rows = db.execute(
-        "SELECT frames.id AS frame, local, camera, field, plot, file, why"
-        " FROM pictures JOIN frames ON frames.id = pictures.frame"
-        " WHERE pictures.frame BETWEEN ? AND ? AND camera = ? ORDER BY pictures.frame LIMIT ? OFFSET ?",
-        (*span, camera, most, offset),
-    )
-    for row in rows.fetchall():
-        said = _answers(db, row["frame"], known)
-        yield Kept(**row, student=said.get("student"), teacher=said.get("teacher"), label=labels.get(row["frame"]))
-
-
-def _answers(db: sqlite3.Connection, frame: int, known: dict[str, _Model]) -> dict[str, Answer]:
-    """By role; of several the last."""
-    rows = db.execute(
-        "SELECT role, model, top, probability, value, unsure, unknown FROM predictions WHERE frame = ? ORDER BY id",
-        (frame,),
-    )
-    return {row["role"]: _answer(row, known[row["model"]].spec) for row in rows}
-
-
-def _answer(row: sqlite3.Row, spec: ModelSpec) -> Answer:
-    unsure = bool(row["unsure"])
-    if row["unknown"]:
-        return Answer(row["model"], NOT_A_PLANT, None, unsure)
-    if spec.scale and row["value"] is not None:
-        return Answer(row["model"], spec.scale.said(row["value"]), None, unsure)
-    return Answer(row["model"], spec.classes[row["top"]], row["probability"], unsure)
 
 
 def thumbnail(path: Path) -> bytes:
@@ -316,13 +257,3 @@ def room(db: sqlite3.Connection, folder: Path, quota_bytes: float, free_bytes: f
     left = max(min(quota_bytes - total, free - free_bytes), 0.0)
     rate = recent / (now - since) * _DAY_S if now - since >= _SHORTEST_S else None
     return Room(int(total), int(of_labelled), free, left, rate)
-
-
-class _Model(NamedTuple):
-    role: str
-    spec: ModelSpec
-
-
-def _models(db: sqlite3.Connection) -> dict[str, _Model]:
-    rows = db.execute("SELECT name, role, spec FROM models")
-    return {name: _Model(role, ModelSpec.from_json(json.loads(spec))) for name, role, spec in rows}

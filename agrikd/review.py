@@ -8,7 +8,6 @@ nothing to do with what was said of it, so that those which are labelled are a r
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +16,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from agrikd import files, history, records, sheets
+from agrikd import files, history, kept, records, sheets
 from agrikd.data import manifest as manifests
 from agrikd.data import splits
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, Problem
+from agrikd.history import Session
+from agrikd.kept import Kept
 from agrikd.records import NOT_A_PLANT, UNSURE, Label
 
 Kind = Literal["disagreement", "doubt", "not a plant", "random"]
@@ -31,55 +32,20 @@ _LOOK_AT = 2000
 """Of the newest kept pictures that nobody has judged; older ones come when these are done."""
 
 
-@dataclass(frozen=True)
-class Said:
-    """A model's answer. name: of the class, or `NOT_A_PLANT`."""
-
-    model: str
-    name: str
-    classes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    unsure: bool
-
-    @property
-    def probability(self) -> float:
-        return max(self.probabilities)
-
-
-@dataclass(frozen=True)
-class Item:
-    """A kept picture to be looked at. local: the wall clock's time there. file: under the records' folder."""
-
-    frame: int
-    local: str
-    camera: str
-    field: str
-    plot: str
-    kind: Kind | Literal[""]
-    file: str
-    student: Said | None
-    teacher: Said | None
-
-
-def queue(db: sqlite3.Connection, kinds: Iterable[str] = KINDS, most: int = 100) -> list[Item]:
+def queue(db: sqlite3.Connection, kinds: Iterable[str] = KINDS, most: int = 100) -> list[Kept]:
     """What nobody has judged, the newest of each kind first."""
-    judged, wanted = records.verdicts(db), set(kinds)
-    waiting: dict[str, list[Item]] = {kind: [] for kind in KINDS}
-    for one in islice((one for one in _items(db) if one.frame not in judged), _LOOK_AT):
-        if one.kind in wanted:
-            waiting[one.kind].append(one)
+    unjudged = (one for one in kept.newest(db) if one.label is None)
+    waiting: dict[Kind, list[Kept]] = {kind: [] for kind in KINDS}
+    for one in islice(unjudged, _LOOK_AT):
+        if (kind := kind_of(one)) is not None and kind in set(kinds):
+            waiting[kind].append(one)
     doubtful = iter(sorted(waiting["disagreement"] + waiting["doubt"], key=lambda one: -one.frame))
     drawn = iter(sorted(waiting["random"], key=lambda one: hashlib.sha256(str(one.frame).encode()).digest()))
     turns = doubtful, iter(waiting["not a plant"]), doubtful, drawn
     return list(islice(_in_turns(turns), most))
 
 
-def item(db: sqlite3.Connection, frame: int) -> Item | None:
-    """A kept picture by its frame's number."""
-    return next(_items(db, frame), None)
-
-
-def _in_turns(turns: Sequence[Iterator[Item]]) -> Iterator[Item]:
+def _in_turns(turns: Sequence[Iterator[Kept]]) -> Iterator[Kept]:
     """Until none of them has more."""
     empty = 0
     for turn in cycle(turns):
@@ -91,43 +57,15 @@ def _in_turns(turns: Sequence[Iterator[Item]]) -> Iterator[Item]:
             return
 
 
-def _items(db: sqlite3.Connection, frame: int | None = None) -> Iterator[Item]:
-    """Kept pictures, the newest first."""
-    models = db.execute("SELECT name, spec FROM models").fetchall()
-    classes = {row["name"]: tuple(json.loads(row["spec"])["classes"]) for row in models}
-    which = "" if frame is None else " WHERE pictures.frame = :frame"
-    rows = db.execute(
-        "SELECT pictures.frame AS id, file, local, camera, field, plot, audit FROM pictures JOIN frames"
-        f" ON frames.id = pictures.frame{which} ORDER BY pictures.frame DESC",
-        {"frame": frame},
-    )
-    for row in rows:
-        said = dict(_opinions(db, row["id"], classes))
-        student, teacher = said.get("student"), said.get("teacher")
-        kind, place = _kind(row["audit"], student, teacher), (row["camera"], row["field"], row["plot"])
-        yield Item(row["id"], row["local"], *place, kind, row["file"], student, teacher)
-
-
-def _opinions(db: sqlite3.Connection, frame: int, classes: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Said]]:
-    rows = db.execute(
-        "SELECT role, model, top, unsure, unknown, probabilities FROM predictions WHERE frame = ? ORDER BY id", (frame,)
-    )
-    for row in rows:
-        names = classes.get(row["model"], ())
-        if row["top"] < len(names):
-            name = NOT_A_PLANT if row["unknown"] else names[row["top"]]
-            shares = tuple(json.loads(row["probabilities"]))
-            yield row["role"], Said(row["model"], name, names, shares, bool(row["unsure"]))
-
-
-def _kind(audit: float | None, student: Said | None, teacher: Said | None) -> Kind | Literal[""]:
-    if audit is not None:
+def kind_of(one: Kept) -> Kind | None:
+    """Why somebody should look at it; None where nothing speaks for it."""
+    if one.drawn:
         return "random"
-    if student is None:
-        return ""
-    if teacher is not None and teacher.name != student.name:
+    if one.student is None:
+        return None
+    if one.teacher is not None and one.teacher.said != one.student.said:
         return "disagreement"
-    return "not a plant" if student.name == NOT_A_PLANT else "doubt" if student.unsure else ""
+    return "not a plant" if one.student.said == NOT_A_PLANT else "doubt" if one.student.unsure else None
 
 
 # What was said
@@ -162,30 +100,32 @@ COLUMNS = (
 
 def table(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """What people said, a row a frame, with what the models had said; in the order of the frames."""
-    sessions, rows = history.sessions(db), []
-    for frame, label in sorted(records.verdicts(db).items()):
-        if (one := item(db, frame)) is not None:
-            within = (s for s in sessions if s.camera == one.camera and s.first <= frame <= s.last)
-            rows.append(_line(one, label, next((f"{s.camera} {s.begin}" for s in within), "")))
-    return rows
+    sessions = history.sessions(db)
+    found = (kept.of_frame(db, frame) for frame in sorted(records.verdicts(db)))
+    return [_line(one, one.label, _session_of(one, sessions)) for one in found if one and one.label]
 
 
-def _line(one: Item, label: Label, session: str) -> dict[str, Any]:
+def _session_of(one: Kept, sessions: Iterable[Session]) -> str:
+    within = (s for s in sessions if s.camera == one.camera and s.first <= one.frame <= s.last)
+    return next((f"{s.camera} {s.begin}" for s in within), "")
+
+
+def _line(one: Kept, label: Label, session: str) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for role, answer in (("student", one.student), ("teacher", one.teacher)):
-        said[role] = answer.name if answer else ""
-        said[f"{role}_p"] = f"{answer.probability:.5f}" if answer else ""
+        said[role] = answer.said if answer else ""
+        said[f"{role}_p"] = f"{max(answer.probabilities):.5f}" if answer else ""
         said[f"{role}_model"] = answer.model if answer else ""
     place = {"camera": one.camera, "field": one.field, "plot": one.plot}
     who = {"label": label.label, "label_by": label.who, "label_t": f"{label.t:.3f}", "source": label.source}
-    own = {"frame": one.frame, "local": one.local, "session": session, "kind": one.kind, "file": one.file}
+    own = {"frame": one.frame, "local": one.local, "session": session, "kind": kind_of(one) or "", "file": one.file}
     return {**own, **place, **who, "note": label.note, **said}
 
 
-def export(db: sqlite3.Connection, kept: Path, out: Path, shares: Mapping[str, float] | None = None) -> Exported:
+def export(db: sqlite3.Connection, folder: Path, out: Path, shares: Mapping[str, float] | None = None) -> Exported:
     """A new folder of labelled photos with a manifest: frames of one capture session stay in one split.
 
-    kept: the records' folder. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
+    folder: of the records. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
     that, all rows train, and the answer says so. Frames that nobody is sure of are left out.
     Raises `InputError` where nothing is labelled or `out` holds something.
     """
@@ -196,7 +136,7 @@ def export(db: sqlite3.Connection, kept: Path, out: Path, shares: Mapping[str, f
         if line["label"] == UNSURE:
             continue
         try:
-            data = (kept / line["file"]).read_bytes()
+            data = (folder / line["file"]).read_bytes()
         except FileNotFoundError:
             gone.append(line["frame"])
             continue
@@ -205,7 +145,7 @@ def export(db: sqlite3.Connection, kept: Path, out: Path, shares: Mapping[str, f
         own = {"group": f"{series} {line['session']}", "season": line["local"][:4], "sha256": files.sha256(data)}
         rows.append(Row(name, line["label"], "train", **own, source=f"field, {line['label_by'] or 'nobody named'}"))
     if not rows:
-        raise InputError(Problem(str(kept), "holds no labelled photo", "label some on the page Review"))
+        raise InputError(Problem(str(folder), "holds no labelled photo", "label some on the page Review"))
     made, assumptions = _split(Manifest(tuple(rows), out), shares or SHARES)
     manifests.write(made, out / "manifest.csv")
     files.write_text(out / "labels.csv", sheets.as_csv(COLUMNS, said))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from agrikd import history, image, records, site
+from agrikd import history, image, kept, records, site
 from agrikd.access import Visitor
 from agrikd.errors import InputError
 from agrikd.history import Count, Session
@@ -182,7 +182,7 @@ def test_zips_hold_each_picture_once_and_no_more_than_they_may(
         monkeypatch.setattr(history, name, value)
     with reading(field) as db:
         parts = history.parts(db, session)
-        held = [list(history.kept(db, session.camera, part)) for part in parts]
+        held = [list(kept.of_camera(db, session.camera, part)) for part in parts]
     frames = [one.frame for part in held for one in part]
     assert frames == sorted(set(frames)) and len(frames) == session.pictures == 16
     for part in held:
@@ -196,7 +196,7 @@ def test_a_zip_names_what_is_gone(field: Writer) -> None:
     field.label(3, HOSTILE, "-2+3")
     field.say(3, 1, "big-1", "teacher", unknown=True)
     with reading(field) as db:
-        pictures = list(history.kept(db, session.camera, (session.first, session.last)))
+        pictures = list(kept.of_camera(db, session.camera, (session.first, session.last)))
         (field.folder / pictures[1].file).unlink()
         made = zipfile.ZipFile(io.BytesIO(history.packed(pictures, field.folder.joinpath)))
     assert made.testzip() is None
@@ -219,9 +219,9 @@ def test_pages_of_pictures(field: Writer) -> None:
     session = session_of(field, 20)
     span = session.first, session.last
     with reading(field) as db:
-        whole = list(history.kept(db, "north", span))
-        assert [*history.kept(db, "north", span, 0, 7), *history.kept(db, "north", span, 7, 99)] == whole
-        assert not list(history.kept(db, "west", span))
+        whole = list(kept.of_camera(db, "north", span))
+        assert [*kept.of_camera(db, "north", span, 0, 7), *kept.of_camera(db, "north", span, 7, 99)] == whole
+        assert not list(kept.of_camera(db, "west", span))
 
 
 def test_a_number_is_said_with_its_unit(field: Writer) -> None:
@@ -229,7 +229,7 @@ def test_a_number_is_said_with_its_unit(field: Writer) -> None:
     records.add_model(field.db, "biomass-1", "teacher", replace(SPEC, scale=Scale(0, 5, "t/ha")))
     field.say(frame, 1, "biomass-1", "teacher", value=2.5)
     with reading(field) as db:
-        (one,) = history.kept(db, "north", (frame, frame))
+        (one,) = kept.of_camera(db, "north", (frame, frame))
     assert one.teacher and one.teacher.said == "2.50\u00a0t/ha" and one.teacher.probability is None
 
 
@@ -312,7 +312,7 @@ def test_an_empty_field_is_said_in_words(page: AppTest, tab: str, said: str) -> 
 
 def test_without_records_and_with_wrong_settings(tmp_path: Path, page: AppTest, monkeypatch: Any) -> None:
     (tmp_path / "agent.yaml").write_text("records: {quota_gb: -1}\n")
-    assert "quota_gb" in opened(page, "Storage").error[0].value
+    assert site.literal("quota_gb") in opened(page, "Storage").error[0].value
     monkeypatch.setenv(site.FIELD, str(tmp_path / "nothing"))
     assert "holds no records" in opened(page, "Accuracy").error[0].value
 

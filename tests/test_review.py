@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from agrikd import files, records, review, sheets, site
+from agrikd import files, kept, records, review, sheets, site
 from agrikd.access import Visitor
 from agrikd.data import manifest as manifests
 from agrikd.errors import DeviceError, InputError
@@ -85,18 +85,18 @@ def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder:
         add(db, folder, frame + 30, opinion("small", 0, unsure=True), opinion("large", 1), audit=0.01)  # random
         add(db, folder, frame + 40, opinion("small", 0), opinion("large", 0))  # nothing to ask
     found = review.queue(db)
-    kinds = [one.kind for one in found]
+    kinds = [review.kind_of(one) for one in found]
     assert kinds[:8] == ["doubt", "not a plant", "doubt", "random"] * 2
     assert sorted(one.frame for one in found) == [f + t for t in (0, 10, 20, 30) for f in range(1, 6)]
-    assert [one.frame for one in found if one.kind == "doubt"] == [15, 14, 13, 12, 11]
-    drawn = [one.frame for one in found if one.kind == "random"]
+    assert [one.frame for one in found if review.kind_of(one) == "doubt"] == [15, 14, 13, 12, 11]
+    drawn = [one.frame for one in found if one.drawn]
     assert drawn not in (sorted(drawn), sorted(drawn, reverse=True))
     say(db, 35, "healthy")
     assert [one.frame for one in review.queue(db, ["random"])] == [one for one in drawn if one != 35]
     assert len(review.queue(db, most=3)) == 3
-    one = review.item(db, 1)
-    assert one and one.student and one.teacher and (one.student.name, one.teacher.name) == CLASSES[:2]
-    assert review.item(db, 999) is None
+    one = kept.of_frame(db, 1)
+    assert one and one.student and one.teacher and (one.student.said, one.teacher.said) == CLASSES[:2]
+    assert kept.of_frame(db, 999) is None
 
 
 def test_labels_become_photos_whose_sessions_stay_together(

@@ -11,11 +11,12 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from agrikd import audit, history, site
+from agrikd import audit, history, kept, site
 from agrikd.audit import Estimate, Judged
 from agrikd.device import settings
 from agrikd.errors import AgriKDError
-from agrikd.history import Answer, Count, Kept, Room, Session
+from agrikd.history import Count, Room, Session
+from agrikd.kept import Answer, Kept
 from agrikd.records import NOT_A_PLANT, UNSURE
 from agrikd.types import figure
 
@@ -60,7 +61,7 @@ def small(file: str) -> bytes:
 def zipped(folder: str, camera: str, span: tuple[int, int]) -> bytes:
     here = site.Field(Path(folder))
     with here.records() as db:
-        return history.packed(history.kept(db, camera, span), here.picture)
+        return history.packed(kept.of_camera(db, camera, span), here.picture)
 
 
 # How things are said
@@ -280,7 +281,7 @@ def download(db: sqlite3.Connection, session: Session) -> None:
 def thumbnails(db: sqlite3.Connection, session: Session) -> None:
     pages = -(-session.pictures // A_PAGE)
     page = st.pagination(pages, key=f"history_page_{session.first}") if pages > 1 else 1
-    shown = list(history.kept(db, session.camera, (session.first, session.last), (page - 1) * A_PAGE, A_PAGE))
+    shown = list(kept.of_camera(db, session.camera, (session.first, session.last), (page - 1) * A_PAGE, A_PAGE))
     named = naming(sorted({answer.model for one in shown for answer in (one.student, one.teacher) if answer}))
     with st.container(horizontal=True):
         for one in shown:

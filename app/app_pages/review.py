@@ -9,9 +9,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from agrikd import review, sheets, site
+from agrikd import kept, review, sheets, site
 from agrikd.device.station import RECORDS
 from agrikd.errors import AgriKDError
+from agrikd.kept import Answer, Kept
 from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN
 from agrikd.site import literal
 
@@ -73,7 +74,7 @@ def undo(count: int) -> None:
     try:
         field.label(visitor, frame, WITHDRAWN, REVIEW, state.get("review_who", ""))
         with field.records() as db:
-            again = review.item(db, frame)
+            again = kept.of_frame(db, frame)
     except AgriKDError as error:
         state.review_failed = str(error)
         return
@@ -87,13 +88,13 @@ def undo_button() -> None:
     st.button(words["review.undo"], key=f"undo-{count}", shortcut="z", **args)
 
 
-def said(one: review.Item) -> dict[str, review.Said]:
+def said(one: Kept) -> dict[str, Answer]:
     """Who answered, as the page calls him, and what; nobody of a frame drawn at random, as it would lead the eye."""
     found = {words["review.student"]: one.student, words["review.teacher"]: one.teacher}
-    return {who: answer for who, answer in found.items() if answer and one.kind != "random"}
+    return {who: answer for who, answer in found.items() if answer and not one.drawn}
 
 
-def bars(found: dict[str, review.Said], labels: dict[str, str]) -> None:
+def bars(found: dict[str, Answer], labels: dict[str, str]) -> None:
     """All classes on one scale, the likeliest first."""
     shares = {who: dict(zip(a.classes, a.probabilities, strict=True)) for who, a in found.items()}
     classes = dict.fromkeys(name for answer in found.values() for name in answer.classes)
@@ -103,7 +104,7 @@ def bars(found: dict[str, review.Said], labels: dict[str, str]) -> None:
     st.dataframe(rows, hide_index=True, column_config=dict.fromkeys(found, bar), height="content")
 
 
-def buttons(one: review.Item, labels: dict[str, str]) -> None:
+def buttons(one: Kept, labels: dict[str, str]) -> None:
     def button(name: str, key: str | None) -> None:
         text, args = literal(named(name, labels)), (one.frame, name)
         st.button(text, key=f"label-{one.frame}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
@@ -123,14 +124,14 @@ def buttons(one: review.Item, labels: dict[str, str]) -> None:
     st.text_input(words["review.note"], key="review_note", max_chars=2000)
 
 
-def picture_of(one: review.Item) -> None:
+def picture_of(one: Kept) -> None:
     """With the page itself: on a slow link the buttons are never those of a picture that is still on its way."""
     data = base64.b64encode(field.picture(one.file).read_bytes()).decode()
     alt = html.escape(words["review.picture"])
     st.html(f'<img alt="{alt}" src="data:image/jpeg;base64,{data}" style="width: 100%; border-radius: 4px">')
 
 
-def show(one: review.Item) -> None:
+def show(one: Kept) -> None:
     labels = field.labels(one.student.model if one.student else "", state.language)
     picture, side = st.columns([3, 2])
     with picture:
@@ -141,9 +142,9 @@ def show(one: review.Item) -> None:
         when = datetime.fromisoformat(one.local).strftime("%Y-%m-%d %H:%M:%S")
         st.text(" · ".join(text for text in (when, one.camera, one.field, one.plot) if text))
     with side:
-        st.text(words["review.blind"] if one.kind == "random" else kinds.get(one.kind, ""))
+        st.text(words["review.blind"] if one.drawn else kinds.get(review.kind_of(one) or "", ""))
         for who, answer in said(one).items():
-            st.text(f"{who}: {named(answer.name, labels)}, {answer.probability:.0%}")
+            st.text(f"{who}: {named(answer.said, labels)}, {max(answer.probabilities):.0%}")
         if visitor.reviews:
             with st.container(key=f"judge-{one.frame}"):
                 buttons(one, labels)
