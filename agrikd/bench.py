@@ -27,7 +27,8 @@ class Latency:
     """Of one model, in milliseconds a frame, one frame at a time.
 
     p50, p90, p99: from a BGR frame to the prediction. bare: p50 of the session alone on a picture that is ready; None
-    where the backend does not show it. threads: of the backend.
+    where the backend does not show it. openvino: of the same file in OpenVINO, None where that is not installed.
+    threads: of the backend.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Latency:
     p90: float
     p99: float
     bare: float | None
+    openvino: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,31 +67,43 @@ class _Way:
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self.predictor: Predictor = open_predictor(path, threads)
+        self.rival = _openvino(path, threads)
         self.whole: list[float] = []
         self.alone: list[float] = []
+        self.rivals: list[float] = []
 
     def take(self, frame: Image, keep: bool) -> None:
         set_threads = _torch_threads() if self.predictor.backend == "torch" else lambda count: None
         set_threads(self.threads)
         cv2 = opencv()
         whole = _milliseconds(lambda: self.predictor([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)]))
-        alone = self._alone()
+        ready = as_input(np.zeros((*self.predictor.spec.input_size, 3), np.uint8), self.predictor.spec)
+        run, rival = self.predictor.run if isinstance(self.predictor, OrtPredictor) else None, self.rival
+        alone = _milliseconds(lambda: run(ready)) if run else None
+        beside = _milliseconds(lambda: rival(ready)) if rival else None
         if keep:
             self.whole.append(whole)
             self.alone += [] if alone is None else [alone]
-
-    def _alone(self) -> float | None:
-        if not isinstance(self.predictor, OrtPredictor):
-            return None
-        run = self.predictor.run
-        ready = as_input(np.zeros((*self.predictor.spec.input_size, 3), np.uint8), self.predictor.spec)
-        return _milliseconds(lambda: run(ready))
+            self.rivals += [] if beside is None else [beside]
 
     def latency(self) -> Latency:
         p50, p90, p99 = np.percentile(self.whole, (50, 90, 99)).tolist()
         name = f"{self.path.parent.name}/{self.path.name}" if self.path.suffix == ".onnx" else self.path.name
-        bare = float(np.median(self.alone)) if self.alone else None
-        return Latency(name, self.predictor.backend, self.threads, len(self.whole), p50, p90, p99, bare)
+        medians = (float(np.median(found)) if found else None for found in (self.alone, self.rivals))
+        return Latency(name, self.predictor.backend, self.threads, len(self.whole), p50, p90, p99, *medians)
+
+
+def _openvino(path: Path, threads: int) -> Callable[[Any], object] | None:
+    """The file in OpenVINO, which measures what ONNX Runtime leaves on the table; None for what it is not made of."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    if path.suffix != ".onnx":
+        return None
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+    return lambda picture: request.infer([picture])
 
 
 def _torch_threads() -> Callable[[int], object]:

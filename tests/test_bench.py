@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,14 @@ def test_each_model_at_each_number_of_threads(model: Path, taught: Path) -> None
     for one in found:
         assert one.frames == 10 and 0 < one.p50 <= one.p90 <= one.p99
         assert (one.bare is None) == (one.backend == "torch")
+        assert (one.openvino is None) == (one.backend == "torch" or find_spec("openvino") is None)
     assert found[0].bare is not None and found[0].bare < found[0].p99
     assert found[0].model.endswith("/net.onnx") and found[2].model == taught.name
 
 
 def test_the_warm_up_does_not_count(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     took = iter(np.arange(1e6))
+    monkeypatch.setattr(bench, "_openvino", lambda *_: None)
     monkeypatch.setattr(bench, "_milliseconds", lambda work: (work(), float(next(took)))[1])
     (found,) = bench.bench([model], [1], frames=10)
     assert found.p50 == 2 * (bench._WARM_UP + 4.5) and found.bare == 2 * (bench._WARM_UP + 4.5) + 1

@@ -142,11 +142,11 @@ def bench(
             one.backend,
             f"{one.threads}",
             *(f"{ms:.2f}" for ms in (one.p50, one.p90, one.p99)),
-            "–" if one.bare is None else f"{one.bare:.2f}",
+            *("–" if ms is None else f"{ms:.2f}" for ms in (one.bare, one.openvino)),
         )
         for one in found
     ]
-    asked = ("model", "backend", "threads", "p50 ms", "p90", "p99", "session alone")
+    asked = ("model", "backend", "threads", "p50 ms", "p90", "p99", "session alone", "OpenVINO alone")
     show(as_json, [one.to_json() for one in found], f"{frames} frames of 1280 × 720, one at a time", asked, rows)
 
 

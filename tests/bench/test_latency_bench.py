@@ -1,0 +1,37 @@
+"""From a camera's frame to the answer: little more than the session alone; OpenVINO beside it, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agrikd import bench
+from agrikd.export import onnx as exporting
+from agrikd.nets.sources import open_net
+from agrikd.recipe import NetSpec
+from agrikd.types import ModelSpec
+
+CLASSES = ("blight", "healthy", "rust")
+NETS = {"mobilenetv2_100": 224, "mobilenetv3_small_050": 224, "tf_efficientnet_lite0": 224}
+
+pytestmark = pytest.mark.bench
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_stands_around_the_session(tmp_path: Path, threads: int) -> None:
+    paths = []
+    for name, size in NETS.items():
+        path, spec = tmp_path / f"{name}.onnx", ModelSpec(name, "classification", CLASSES, (size, size))
+        exporting.write_graph(open_net(NetSpec(timm=name, input_size=(size, size)), CLASSES).eval(), spec, path)
+        exporting.fold(path)
+        exporting.describe(path, spec, 1000)
+        paths.append(path)
+    found = bench.bench(paths, [threads], frames=200)
+    for name, one in zip(NETS, found, strict=True):
+        assert one.bare
+        beside = "" if one.openvino is None else f", OpenVINO alone {one.openvino:.2f}"
+        print(f"{name}, {threads} threads: {one.p50:.2f} ms, session alone {one.bare:.2f}{beside}")
+    large, *small = found
+    assert large.bare and large.p50 <= 1.15 * large.bare
+    assert all(one.bare and one.p50 <= one.bare + 1.0 for one in small if one.bare and one.bare < large.bare)
