@@ -1,6 +1,7 @@
 """Who may look at the app, and who may also label and roll back: names and roles in a file of the agent's folder, with
 passwords by argon2id (RFC 9106, its second recommended choice, which argon2-cffi's defaults are), and signed cookies,
-each of which ends with its time, with the password it was made for, and with the name."""
+each of which ends with its time, with the password and the role it was made for, and with the name. A name without a
+password comes in by an account of the organisation (`agrikd.accounts`)."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ USERS, KEY = "access.json", "access.key"
 LONGEST_S = 12 * 3600
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 200
 _TRIES, _WITHIN_S, _ADDRESSES = 5, 60.0, 10_000
+_NO_PASSWORD = "no_password"
+"""Instead of a hash: what stands there is random, so that the cookies of a name end although it comes back later."""
 _AT_ONCE = 2
 """Passwords that are checked at the same time; each takes 64 MiB."""
 
@@ -64,7 +67,7 @@ class Access:
 
     @property
     def users(self) -> dict[str, dict[str, str]]:
-        """Name to its role and hash, as the file stands now."""
+        """Name to its role and either its hash or what stands there instead, as the file stands now."""
         path = self._folder / USERS
         if not path.exists():
             return {}
@@ -73,16 +76,22 @@ class Access:
             self._seen = changed, _users(files.read_json(path), path)
         return self._seen[1]
 
-    def put(self, name: str, password: str, role: Role) -> None:
-        """Add a name, or change its password and role."""
+    @property
+    def passwords(self) -> bool:
+        """Whether any name has one."""
+        return any("hash" in one for one in self.users.values())
+
+    def put(self, name: str, password: str | None, role: Role) -> None:
+        """Add a name, or change its password and role. None: it comes in by an account alone."""
         wrong = []
         if not name.strip() or len(name) > 100 or not name.isprintable():
             wrong.append(Problem("the name", "must have 1 to 100 characters that can be printed"))
-        if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+        if password is not None and not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
             wrong.append(Problem("the password", f"must have {SHORTEST_PASSWORD} to {LONGEST_PASSWORD} characters"))
         if wrong:
             raise InputError(wrong)
-        self._write({**self.users, name: {"role": role, "hash": self._hasher.hash(password)}})
+        held = {_NO_PASSWORD: secrets.token_hex(16)} if password is None else {"hash": self._hasher.hash(password)}
+        self._write({**self.users, name: {"role": role, **held}})
 
     def remove(self, name: str) -> None:
         """Raises `InputError` where there is no such name."""
@@ -106,7 +115,7 @@ class Access:
             return tries[0] + _WITHIN_S - time.monotonic() if len(tries) >= _TRIES else 0.0
 
     def check(self, name: str, password: str, address: str) -> bool:
-        """Whether it is the name's password. A name that is not there takes as long as one that is."""
+        """Whether it is the name's password. A name that is not there, or has none, takes as long as one that has."""
         with self._lock:
             if len(self._tries) >= _ADDRESSES:
                 self._tries.clear()
@@ -127,29 +136,33 @@ class Access:
 
     def cookie(self, name: str) -> str:
         """What shows for `LONGEST_S` that `name` came in."""
-        return self._signer(self.users[name]["hash"]).dumps(name)
+        return self._signer(self.users[name]).dumps(name)
 
     def visitor(self, cookie: str) -> Visitor | None:
-        """Whose cookie it is; None for one that is forged, too old, or of a password that was changed."""
+        """Whose cookie it is; None for one that is forged, too old, or of a password or role that was changed."""
         try:
             _, name = URLSafeTimedSerializer("").loads_unsafe(cookie)
             held = self.users[str(name)]
-            self._signer(held["hash"]).loads(cookie, max_age=LONGEST_S)
+            self._signer(held).loads(cookie, max_age=LONGEST_S)
         except (BadData, KeyError, AgriKDError):
             return None
         return Visitor(str(name), "reviewer" if held["role"] == "reviewer" else "viewer")
 
-    def _signer(self, hashed: str) -> URLSafeTimedSerializer:
-        """A signature that ends with the password."""
+    def _signer(self, held: dict[str, str]) -> URLSafeTimedSerializer:
+        """A signature that ends with what is held of a name."""
         path = self._folder / KEY
         if not path.exists():
             files.write_secret(path, secrets.token_hex(32) + "\n")
-        return URLSafeTimedSerializer([files.read_text(path).strip() + hashed], salt="agrikd")
+        ends = held["role"] + (held.get("hash") or held[_NO_PASSWORD])
+        return URLSafeTimedSerializer([files.read_text(path).strip() + ends], salt="agrikd")
 
 
 def _users(said: Any, path: Path) -> dict[str, dict[str, str]]:
     good = isinstance(said, dict) and all(
-        isinstance(one, dict) and isinstance(one.get("hash"), str) and one.get("role") in get_args(Role)
+        isinstance(one, dict)
+        and one.get("role") in get_args(Role)
+        and len(kinds := one.keys() & {"hash", _NO_PASSWORD}) == 1
+        and all(isinstance(one[kind], str) and one[kind] for kind in kinds)
         for one in said.values()
     )
     if not good:

@@ -1,11 +1,19 @@
 """The door of the app: everything passes it, pages, streams and what Streamlit itself serves.
 
 Whoever sits at this machine is let in. Anyone else shows a password once, and a signed cookie after that.
+
+Where the organisation's own accounts are known (`agrikd.accounts`), a stranger gets Streamlit's shell and stream:
+the script is told that he is nobody, and shows him how to sign in, and no page. For an account it knows it signs the
+cookie, which the browser hands in at `ENTER`: from there on its owner comes in as one with a password does.
+
+The cookie is for this server alone (HttpOnly, SameSite=Strict), and Secure where TLS ends here or a proxy says so.
+Streamlit's own cookies are SameSite=Lax and never Secure: over plain HTTP, whoever listens may use them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from html import escape
 from http.cookies import CookieError, SimpleCookie
@@ -19,51 +27,78 @@ try:
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import HTTPConnection, Request
     from starlette.responses import HTMLResponse, RedirectResponse, Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from starlette.websockets import WebSocketClose
 except ImportError:
     raise MissingExtraError("streamlit", "app") from None
 
-LOGIN, LOGOUT = "/agrikd/login", "/agrikd/logout"
+LOGIN, LOGOUT, ENTER = "/agrikd/login", "/agrikd/logout", "/agrikd/enter"
+LEFT = "left"
+"""What the address of the front page says of who has just left: the account's own session ends with it."""
 TOLD = "x-agrikd-visitor"
 """The header by which a page is told who is there; what a browser sends under this name is taken out."""
 _COOKIE = "agrikd"
 _HERE = ("127.0.0.1", "localhost", "[::1]")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _FORM_BYTES = 4096
+_SHELL = re.compile(r"/([\w.-]*|static/[\w./-]+|auth/log(in|out)|_stcore/(health|host-config|stream))")
+"""Of Streamlit, what signing in takes: neither pictures nor uploads, which a page that runs may have left there."""
+_STREAMS = b"sec-websocket-protocol"
 
 
-def told(headers: Any) -> Visitor:
-    """Who is there, for a page, from its headers; who did not come through the door is a viewer."""
-    return Visitor(**json.loads(headers.get(TOLD) or "{}"))
+def told(headers: Any) -> Visitor | None:
+    """Who is there, for a page, from its headers; None for a stranger, who may sign in and see nothing else. Who did
+    not come through the door is a viewer."""
+    said = json.loads(headers.get(TOLD) or "{}")
+    return None if said is None else Visitor(**said)
 
 
 class Door:
-    """Before everything that the app serves. words: the texts of its page in the first language that is known."""
+    """Before everything that the app serves. words: the texts of its page in the first language that is known.
+    accounts: whether a stranger may sign in by an account."""
 
-    def __init__(self, inner: ASGIApp, access: Access, page: str, words: Callable[[Iterable[str]], Any]) -> None:
+    def __init__(
+        self, inner: ASGIApp, access: Access, page: str, words: Callable[[Iterable[str]], Any], accounts: bool = False
+    ) -> None:
         self._inner, self._access, self._page, self._words = inner, access, page, words
+        self._accounts, self._front = accounts, "/" if accounts else LOGIN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: ASGIApp = self._inner
+        if scope["type"] == "websocket":
+            receive = self._while_known(HTTPConnection(scope), receive)
         if scope["type"] != "lifespan":
             answer, scope = await self._led(scope, receive)
         await answer(scope, receive, send)
 
+    def _while_known(self, link: HTTPConnection, receive: Receive) -> Receive:
+        """A stream ends when its visitor's cookie does: all that a page does is asked for by a message."""
+        begun = self.visitor(link)
+
+        async def heard() -> Message:
+            message = await receive()
+            return message if self.visitor(link) == begun else {"type": "websocket.disconnect", "code": 1008}
+
+        return heard
+
     async def _led(self, scope: Scope, receive: Receive) -> tuple[ASGIApp, Scope]:
         """Who answers, and to what."""
         link = HTTPConnection(scope)
-        if link.url.path == LOGIN and scope["type"] == "http":
+        if scope["path"] == LOGIN and scope["type"] == "http":
             return await self._come_in(Request(scope, receive)), scope
-        if link.url.path == LOGOUT and scope["type"] == "http":
-            gone = RedirectResponse(LOGIN, 303)
+        if scope["path"] == ENTER and scope["type"] == "http":
+            return await self._enter(Request(scope, receive)), scope
+        if scope["path"] == LOGOUT and scope["type"] == "http":
+            gone = RedirectResponse(f"/?{LEFT}=1" if self._accounts else LOGIN, 303)
             gone.delete_cookie(_COOKIE)
             return gone, scope
         visitor = self.visitor(link)
-        if visitor is None or not _own_page(link):
-            return _refusal(link, visitor), scope
-        words = json.dumps({"name": visitor.name, "role": visitor.role}).encode()
+        if not _own_page(link) or (visitor is None and not (self._accounts and _shell(link))):
+            return self._refusal(link, visitor), scope
+        words = json.dumps(visitor and {"name": visitor.name, "role": visitor.role}).encode()
         headers = [(name, value) for name, value in scope["headers"] if name.lower() != TOLD.encode()]
+        if visitor is None:
+            headers = [(name, _new(value) if name.lower() == _STREAMS else value) for name, value in headers]
         return self._inner, {**scope, "headers": [*headers, (TOLD.encode(), words)]}
 
     def visitor(self, link: HTTPConnection) -> Visitor | None:
@@ -78,7 +113,7 @@ class Door:
             return self._form(words, "", 200)
         if not _own_page(request):
             return Response("you may not", 403)
-        address = request.client.host if request.client else ""
+        address = _address(request)
         if (wait := self._access.patience_s(address)) > 0:
             said = words["access.wait"].format(seconds=int(wait) + 1)
             return self._form(words, said, 429, {"Retry-After": str(int(wait) + 1)})
@@ -86,11 +121,23 @@ class Door:
         name, password = (form.get(key, [""])[0] for key in ("name", "password"))
         if not await run_in_threadpool(self._access.check, name, password, address):
             return self._form(words, words["access.wrong"], 401)
-        answer = RedirectResponse("/", 303)
-        safe = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-        cookie = self._access.cookie(name)
-        answer.set_cookie(_COOKIE, cookie, LONGEST_S, httponly=True, samesite="strict", secure=safe)
-        return answer
+        return _kept(request, RedirectResponse("/", 303), self._access.cookie(name))
+
+    async def _enter(self, request: Request) -> Response:
+        """Takes the cookie that the script has signed for an account."""
+        if request.method != "POST" or not _own_page(request):
+            return Response("you may not", 403)
+        cookie = await _body(request)
+        if self._access.visitor(cookie) is None:
+            return Response("you may not", 401)
+        return _kept(request, Response(status_code=204), cookie)
+
+    def _refusal(self, link: HTTPConnection, visitor: Visitor | None) -> ASGIApp:
+        if link.scope["type"] == "websocket":
+            return WebSocketClose(1008)  # before it is accepted: the answer is 403
+        shows = link.scope["method"] == "GET" and "text/html" in link.headers.get("accept", "")
+        page = visitor is None and shows and _own_page(link)
+        return RedirectResponse(self._front, 303) if page else Response("you may not", 403 if visitor else 401)
 
     def _form(self, words: Any, said: str, status: int, headers: dict[str, str] | None = None) -> Response:
         texts = {key.partition(".")[2]: text for key, text in words.items() if key.startswith("access.")}
@@ -102,11 +149,20 @@ class Door:
         return HTMLResponse(page, status, held | (headers or {}))
 
 
-def _refusal(link: HTTPConnection, visitor: Visitor | None) -> ASGIApp:
-    if link.scope["type"] == "websocket":
-        return WebSocketClose(1008)  # before it is accepted: the answer is 403
-    page = visitor is None and link.scope["method"] == "GET" and "text/html" in link.headers.get("accept", "")
-    return RedirectResponse(LOGIN, 303) if page else Response("you may not", 403 if visitor else 401)
+def _kept(request: Request, answer: Response, cookie: str) -> Response:
+    safe = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    answer.set_cookie(_COOKIE, cookie, LONGEST_S, httponly=True, samesite="strict", secure=safe)
+    return answer
+
+
+def _shell(link: HTTPConnection) -> bool:
+    return link.scope.get("method", "GET") == "GET" and _SHELL.fullmatch(link.scope["path"]) is not None
+
+
+def _new(streams: bytes) -> bytes:
+    """What Streamlit's browser side asks of a stream (a name, a token, a session to go on with) without the session:
+    one whose visitor's cookie has ended still has the parts of his pages."""
+    return b",".join(streams.split(b",")[:2])
 
 
 def _cookie(link: HTTPConnection) -> str:
@@ -115,6 +171,13 @@ def _cookie(link: HTTPConnection) -> str:
     except CookieError:
         return ""
     return found.value if found else ""
+
+
+def _address(link: HTTPConnection) -> str:
+    """Of whoever asks: as a proxy on this machine says, of whose list the last is its own word."""
+    own = link.client.host if link.client else ""
+    said = link.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return said or own if own in ("127.0.0.1", "::1") else own
 
 
 def _at_this_machine(link: HTTPConnection) -> bool:

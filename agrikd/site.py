@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-from agrikd import files, records
+from agrikd import accounts, files, records
 from agrikd.access import Access, Visitor
 from agrikd.device.post import Answer, Server
 from agrikd.device.station import LIVE, RECORDS, TOKEN
@@ -52,6 +52,7 @@ FIELD = "AGRIKD_FIELD"
 PREFIX = "/agrikd"
 STREAMLIT: dict[str, object] = {
     "server.headless": True,
+    "server.fileWatcherType": "none",
     "server.maxUploadSize": 20,
     "browser.gatherUsageStats": False,
     "client.toolbarMode": "minimal",
@@ -148,8 +149,8 @@ def literal(text: object) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text)).replace("\n", "  \n")
 
 
-def visitor() -> Visitor:
-    """Who looks at the page that is being made."""
+def visitor() -> Visitor | None:
+    """Who looks at the page that is being made; None for a stranger, for whom none is."""
     return told(st.context.headers)
 
 
@@ -171,13 +172,17 @@ def languages() -> dict[str, str]:
 
 
 def made() -> st.App:
-    """The app for `Field.here()`."""
+    """The app for `Field.here()`; raises `InputError` for accounts that are half said."""
+    folder = Field.here().folder
+    secrets = {"secrets.files": [str(folder / accounts.SECRETS)]}  # not those of whatever folder it is started in
+    config.get_config_options(True, STREAMLIT | secrets)  # in the environment, its own command alone would see them
     routes = [
         Route(f"{PREFIX}/frame/{{frame:int}}.jpg", _frame),
         WebSocketRoute(f"{PREFIX}/live", _live),
     ]
-    access = Access(Field.here().folder)
-    door = Middleware(Door, access=access, page=files.read_text(pages() / "door.html"), words=first_known)
+    page = files.read_text(pages() / "door.html")
+    known = bool(accounts.providers(folder))
+    door = Middleware(Door, access=Access(folder), page=page, words=first_known, accounts=known)
     packed = Middleware(GZipMiddleware, compresslevel=4)  # Streamlit leaves out its own scripts: 3 MB, 1.2 packed
     return st.App(pages() / "main.py", routes=routes, middleware=[door, packed])
 
@@ -187,17 +192,17 @@ def run(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. runs: the folder of Runs that it shows. tls: a certificate and its key, PEM files.
 
-    Raises `InputError` where others than this machine may come and nobody has a password.
+    Raises `InputError` where others than this machine may come, nobody has a password, and no account is known.
     """
-    if host not in LOOPBACK and not Access(field.folder).users:
-        mend = f"add one: agrikd access add NAME --role reviewer {field.folder}"
-        raise InputError(Problem(f"--host {host}", "lets other machines in, and nobody has a password", mend))
     os.environ[FIELD] = str(field.folder.resolve())
     if runs:
         os.environ[RUNS] = str(runs.resolve())
-    config.get_config_options(True, STREAMLIT)  # in the environment, its own command alone would see them
+    app, access = made(), Access(field.folder)
+    if host not in LOOPBACK and not (access.passwords or (access.users and accounts.providers(field.folder))):
+        mend = f"add one: agrikd access add NAME --role reviewer {field.folder}"
+        raise InputError(Problem(f"--host {host}", "lets other machines in, and nobody has a password", mend))
     uvicorn.run(
-        made(),
+        app,
         host=host,
         port=port,
         log_level="warning",

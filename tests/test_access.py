@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import stat
 import subprocess
@@ -24,10 +26,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agrikd import access, site
 from agrikd.access import KEY, USERS, Access, Visitor
 from agrikd.device import store
-from agrikd.door import LOGIN, LOGOUT, TOLD, Door, told
+from agrikd.door import ENTER, LOGIN, LOGOUT, TOLD, Door, told
 from agrikd.errors import InputError
 
 PASSWORD = "three green leaves"
+ANA = "ana@farm.example"
 PAGE = (site.pages() / "door.html").read_text()
 
 
@@ -67,6 +70,43 @@ def test_a_cookie_ends_with_its_password_its_time_and_its_name(tmp_path: Path, m
     assert held.visitor(again) is None
 
 
+def test_a_name_without_a_password_has_none_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Access(tmp_path)
+    held.put(ANA, None, "reviewer")
+    kept = json.loads((tmp_path / USERS).read_text())[ANA]
+    assert not held.passwords and kept.keys() == {"role", "no_password"}
+    checked: list[str] = []
+    monkeypatch.setattr(access.argon2.PasswordHasher, "verify", lambda _, held, said: checked.append(held))
+    for said in ("", "None", kept["no_password"], PASSWORD):
+        assert not held.check(ANA, said, said), said
+    assert len(checked) == 4 and all(one.startswith("$argon2id$") for one in checked)  # as long as with a password
+
+
+def test_the_cookie_of_a_name_without_a_password_ends_too(tmp_path: Path) -> None:
+    held = Access(tmp_path)
+    held.put(ANA, None, "viewer")
+    first = held.cookie(ANA)
+    assert held.visitor(first) == Visitor(ANA, "viewer")
+    said = json.loads((tmp_path / USERS).read_text())
+    (tmp_path / USERS).write_text(json.dumps({ANA: {**said[ANA], "role": "reviewer"}}))  # by hand
+    assert Access(tmp_path).visitor(first) is None
+    held.remove(ANA)
+    assert held.visitor(first) is None
+    held.put(ANA, None, "viewer")  # and comes back
+    assert held.visitor(first) is None and held.visitor(held.cookie(ANA)) == Visitor(ANA, "viewer")
+    held.put(ANA, PASSWORD, "viewer")
+    assert held.passwords and held.check(ANA, PASSWORD, "a")
+
+
+@pytest.mark.parametrize(
+    "one", [{}, {"hash": ""}, {"no_password": ""}, {"no_password": 1}, {"hash": "x", "no_password": "x"}]
+)
+def test_a_name_has_a_password_or_says_that_it_has_none(tmp_path: Path, one: dict[str, object]) -> None:
+    (tmp_path / USERS).write_text(json.dumps({"Ana": {"role": "viewer", **one}}))
+    with pytest.raises(InputError, match="no list of names"):
+        _ = Access(tmp_path).users
+
+
 @given(st.one_of(st.text(), st.integers(0, 200)))
 def test_a_forged_cookie_is_none(folder: Path, forged: str | int) -> None:
     held = Access(folder)
@@ -82,7 +122,7 @@ def test_a_forged_cookie_is_none(folder: Path, forged: str | int) -> None:
 def test_names_may_come_before_the_device(tmp_path: Path) -> None:
     Access(tmp_path).put("Ana", PASSWORD, "viewer")
     Access(tmp_path).cookie("Ana")
-    assert {path.name for path in tmp_path.iterdir()} == {USERS, KEY} == set(store.OF_THE_APP)
+    assert {path.name for path in tmp_path.iterdir()} == {USERS, KEY} == {*store.OF_THE_APP} - {".streamlit"}
     assert store.Store(tmp_path).state.phase == "IDLE"
 
 
@@ -118,6 +158,7 @@ def test_the_verbs(tmp_path: Path) -> None:
         check=False,
     )
     assert refused.returncode == 2 and "nobody has a password" in refused.stderr
+    assert run("add", ANA, where, "--no-password").returncode == 0 and not Access(Path(where)).passwords
 
 
 # The door
@@ -125,13 +166,17 @@ def test_the_verbs(tmp_path: Path) -> None:
 
 async def _who(request: Request) -> JSONResponse:
     visitor = told(request.headers)
-    return JSONResponse({"name": visitor.name, "role": visitor.role})
+    return JSONResponse(visitor and {"name": visitor.name, "role": visitor.role})
 
 
 async def _stream(link: WebSocket) -> None:
+    """Says who asks and for what, and then the same to each message."""
     await link.accept()
-    await link.send_text(told(link.headers).role)
-    await link.close()
+    visitor = told(link.headers)
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await link.send_text(visitor.role if visitor else link.headers.get("sec-websocket-protocol", "nobody"))
+            await link.receive_text()
 
 
 def _words(_: Iterable[str]) -> dict[str, str]:
@@ -140,8 +185,19 @@ def _words(_: Iterable[str]) -> dict[str, str]:
 
 def visit(folder: Path, client: str = "192.0.2.7", host: str = "farm.example", **headers: str) -> TestClient:
     """Somebody's browser, from an address, by the name he typed."""
-    door = Middleware(Door, access=Access(folder), page=PAGE, words=_words)
-    app = Starlette(routes=[Route("/page", _who), WebSocketRoute("/live", _stream)], middleware=[door])
+    return _visit(folder, client, host, False, headers)
+
+
+def visit_with_accounts(folder: Path, **headers: str) -> TestClient:
+    """The same, where accounts are known."""
+    return _visit(folder, "192.0.2.7", "farm.example", True, headers)
+
+
+def _visit(folder: Path, client: str, host: str, known: bool, headers: dict[str, str]) -> TestClient:
+    door = Middleware(Door, access=Access(folder), page=PAGE, words=_words, accounts=known)
+    pages = [Route(path, _who) for path in ("/page", "/agrikd/frame/1.jpg", "/media/x.jpg")]
+    streams = [WebSocketRoute(path, _stream) for path in ("/live", "/_stcore/stream", "/agrikd/live")]
+    app = Starlette(routes=[*pages, *streams], middleware=[door])
     made = TestClient(app, base_url=f"http://{host}", client=(client, 50000), follow_redirects=False)
     made.headers |= {"accept": "text/html", **headers}
     return made
@@ -206,6 +262,17 @@ def test_pages_of_others_get_nothing(folder: Path) -> None:
     assert visit(folder).post(LOGIN, data={"name": "Ana", "password": PASSWORD}, headers=evil).status_code == 403
 
 
+def test_who_guesses_through_a_proxy_bars_himself_alone(folder: Path) -> None:
+    guest = visit(folder, "127.0.0.1")
+
+    def guess(address: str) -> int:
+        through = {"x-forwarded-for": f"203.0.113.9, {address}"}
+        return guest.post(LOGIN, data={"name": "Ana", "password": "guess"}, headers=through).status_code
+
+    assert [guess("198.51.100.1") for _ in range(6)] == [401] * 5 + [429]
+    assert guess("198.51.100.2") == 401
+
+
 def test_guessing_is_slow(folder: Path) -> None:
     guest = visit(folder)
     answers = [guest.post(LOGIN, data={"name": "Ana", "password": f"guess {n}"}) for n in range(7)]
@@ -213,3 +280,60 @@ def test_guessing_is_slow(folder: Path) -> None:
     assert 0 < int(answers[-1].headers["retry-after"]) <= 61
     assert guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD}).status_code == 429
     assert visit(folder).post(LOGIN, content=b"name=" + b"a" * 10_000).status_code == 401
+
+
+# The door, where accounts are known
+
+
+def test_a_stranger_gets_the_shell_where_accounts_are_known(folder: Path) -> None:
+    forged = json.dumps({"name": "Ana", "role": "reviewer"})
+    for stranger in (visit_with_accounts(folder), visit_with_accounts(folder, **{TOLD: forged}, cookie="agrikd=x")):
+        assert stranger.get("/page").json() is None
+        assert stranger.post("/page").status_code == 401
+        for path in ("/agrikd/frame/1.jpg", "/media/x.jpg", "/agrikd/", "/_stcore/upload_file/a/b"):
+            for host in ("farm.example", "farm.example/static/x?", "farm.example/page#"):
+                assert stranger.get(path, headers={"accept": "*/*", "host": host}).status_code == 401, (path, host)
+            assert stranger.get(path).headers["location"] == "/"
+        with stranger.websocket_connect(
+            "ws://farm.example/_stcore/stream", ["streamlit", "token", "another's"]
+        ) as link:
+            assert link.receive_text() == "streamlit, token"
+        for path in ("/agrikd/live", "/live/x"):
+            with pytest.raises(WebSocketDisconnect), stranger.websocket_connect(f"ws://farm.example{path}"):
+                raise AssertionError("the stream is open")
+        evil = {"origin": "https://evil.example"}
+        assert stranger.get("/page", headers=evil).status_code == 401
+        assert stranger.get(LOGOUT).headers["location"] == "/?left=1" and stranger.get(LOGIN).status_code == 200
+    assert visit(folder).get("/page").status_code == 303
+
+
+def test_handing_in_a_cookie(folder: Path) -> None:
+    held, guest = Access(folder), visit_with_accounts(folder)
+    for wrong in ("", "x", held.cookie("Ana")[:-4] + "AAAA", "a" * 10_000):
+        answer = guest.post(ENTER, content=wrong)
+        assert answer.status_code == 401 and "set-cookie" not in answer.headers
+    assert guest.get(ENTER).status_code == 403
+    assert guest.post(ENTER, content=held.cookie("Ana"), headers={"origin": "https://evil.example"}).status_code == 403
+    came = guest.post(ENTER, content=held.cookie("Ana"))
+    assert came.status_code == 204 and {"HttpOnly", "SameSite=strict"} <= set(came.headers["set-cookie"].split("; "))
+    assert guest.get("/page").json() == {"name": "Ana", "role": "reviewer"}
+    with guest.websocket_connect("ws://farm.example/agrikd/live") as link:
+        assert link.receive_text() == "reviewer"
+
+
+def test_a_stream_ends_with_its_visitors_cookie(tmp_path: Path) -> None:
+    held, seen = Access(tmp_path), []
+    held.put(ANA, None, "reviewer")
+    headers = [(b"host", b"farm.example"), (b"cookie", f"agrikd={held.cookie(ANA)}".encode())]
+
+    async def streams(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((await receive())["type"])
+        held.put(ANA, None, "viewer")
+        seen.append((await receive())["type"])
+
+    async def heard() -> dict[str, str]:
+        return {"type": "websocket.receive"}
+
+    scope = {"type": "websocket", "path": "/_stcore/stream", "query_string": b"", "headers": headers, "client": None}
+    asyncio.run(Door(streams, Access(tmp_path), PAGE, _words)(scope, heard, heard))
+    assert seen == ["websocket.receive", "websocket.disconnect"]

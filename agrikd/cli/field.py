@@ -73,6 +73,8 @@ def show_app(
 ) -> None:
     """Show what the agent of a folder sees, in a browser.
 
+    The organisation's own accounts sign in where FOLDER/.streamlit/secrets.toml says how.
+
     Example: agrikd app field
     """
     from agrikd import site, web
@@ -85,21 +87,28 @@ def access_add(
     name: Annotated[str, typer.Argument(help="Who.", show_default=False)],
     folder: Folder = Path("field"),
     role: Annotated[Role, typer.Option(help="A viewer looks; a reviewer also labels and rolls back.")] = "viewer",
+    password: Annotated[
+        bool, typer.Option(help="Or none: NAME is an e-mail address, and its account signs in (app/README.md).")
+    ] = True,
 ) -> None:
     """Let somebody into the app from another machine, or change his password and role.
 
     The password is asked for, or read from stdin where that is no terminal.
 
-    Example: agrikd access add Ana --role reviewer
+    Examples: agrikd access add Ana --role reviewer; agrikd access add ana@farm.example --no-password
     """
     from agrikd.access import Access
 
-    held, typed = Access(folder), sys.stdin.isatty()
+    Access(folder).put(name, _password(name) if password else None, role)
+    console.say(f"{name} may come in, as a {role}")
+
+
+def _password(name: str) -> str:
+    typed = sys.stdin.isatty()
     password = getpass(f"A password for {name}: ") if typed else sys.stdin.readline().rstrip("\n")
     if typed and getpass("Once more: ") != password:
         raise InputError(Problem("the second password", "is another one", "type the same twice"))
-    held.put(name, password, role)
-    console.say(f"{name} may come in, as a {role}")
+    return password
 
 
 def access_remove(

@@ -35,8 +35,8 @@ PENDING: tuple[Phase, ...] = ("VERIFIED", "PREPARED", "TRIAL")
 """What the agent goes on with by itself."""
 _LOG_BYTES = 2**20
 SETTINGS = "agent.yaml"
-OF_THE_APP = ("access.json", "access.key")
-"""What `agrikd.access` may have put there before there was a device."""
+OF_THE_APP = ("access.json", "access.key", ".streamlit")
+"""What people may have put there for the app before there was a device."""
 """May be written before there is a store."""
 
 
