@@ -1,52 +1,80 @@
 // Paints the stream of one camera: a message has the picture and the answer of the same frame, so both change at once.
 const AHEAD = 3; // frames asked for before the last has come: hides the way there and back
-const STALE_S = 2.5, AGAIN_MS = 1000;
+const STALE_S = 2.5, AGAIN_MS = 1000, SILENT_S = 10, PICTURE_MS = 20000, TICK_MS = 250;
 
 const said = (words, key, values = {}) =>
   Object.entries(values).reduce((text, [name, value]) => text.replaceAll(`{${name}}`, value), words[key]);
 const percent = (share) => `${Math.round(100 * share)} %`;
+const since = (then) => (performance.now() - then) / 1000;
 
-function bars(parent, names, pair) {
-  // Rows for these classes; they are made anew only when the classes change.
-  const key = JSON.stringify(names);
+function bars(parent, names, kinds) {
+  // Rows for these classes, with a bar of each kind; they are made anew only when these change.
+  const key = JSON.stringify([names, kinds]);
   if (parent.dataset.names === key) return [...parent.children];
   parent.dataset.names = key;
-  parent.replaceChildren(...names.map((name) => {
-    const row = document.createElement("div"), label = document.createElement("span"), share = document.createElement("span");
-    row.className = "row"; label.className = "name"; share.className = "share"; label.textContent = name;
-    const both = document.createElement("div");
-    both.className = "pair";
-    for (const kind of pair ? ["student", "teacher"] : ["student"]) {
-      const bar = document.createElement("div"), fill = document.createElement("div");
-      bar.className = `bar ${kind}`; fill.className = "fill"; bar.append(fill);
-      if (!pair) { const line = document.createElement("div"); line.className = "line"; bar.append(line); }
-      both.append(bar);
+  const made = (parent, kind) => parent.appendChild(Object.assign(document.createElement("div"), { className: kind }));
+  parent.replaceChildren();
+  for (const name of names) {
+    const row = made(parent, "row");
+    made(row, "name").textContent = name;
+    for (const kind of kinds) {
+      const bar = made(row, `bar ${kind}`);
+      made(bar, "fill");
+      if (kinds.length === 1) made(bar, "line");
+      made(row, "share");
     }
-    row.append(label, both, share);
-    return row;
-  }));
+  }
   return [...parent.children];
 }
 
-function order(...shares) {
-  // The likeliest first, so that what matters is seen without scrolling.
-  return shares[0].map((_, place) => place).sort((a, b) => shares[0][b] - shares[0][a]);
+function fill(row, at, share, text) {
+  row.querySelectorAll(".fill")[at].style.setProperty("--share", share);
+  row.querySelectorAll(".share")[at].textContent = text;
 }
 
-export default function ({ data, parentElement, setTriggerValue }) {
-  const root = parentElement.querySelector(".live"), words = data.words;
-  const find = (query) => root.querySelector(query);
-  const canvas = find("canvas"), pen = canvas.getContext("2d"), state = find(".state");
-  const named = (name) => data.labels[name] ?? name;
-  let socket, timer, seen = 0, shown = null, shots = 0, ended = false, second = 0, retry;
+const likeliest = (shares) => shares.map((_, place) => place).sort((a, b) => shares[b] - shares[a]);
 
-  canvas.setAttribute("aria-label", words["live.picture"]);
-  find(".student h2").textContent = words["live.student"];
-  find(".second h2").textContent = words["live.second"];
-  find(".second .of").textContent = words["live.second_none"];
-  find(".freeze").textContent = words["live.freeze"];
-  find(".freeze").hidden = !data.may_label;
-  find(".freeze").onclick = () => shown && setTriggerValue("frozen", { frame: shown.frame, classes: shown.classes });
+async function fetched(address) {
+  // A picture that is ready to be painted; none where the device has it no more.
+  const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PICTURE_MS) });
+  return answer.ok ? createImageBitmap(await answer.blob()) : null;
+}
+
+function draw(canvas, picture) {
+  if (canvas.width !== picture.width || canvas.height !== picture.height) {
+    canvas.width = picture.width;
+    canvas.height = picture.height;
+  }
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  picture.close(); // a picture that waits for the collector keeps its megabyte for long
+}
+
+function live(root) {
+  const find = (query) => root.querySelector(query);
+  const canvas = find("figure canvas"), small = find(".second canvas");
+  let data, words, socket, timer, retry, ended = false;
+  let shown = null, seen = 0, opened = 0, arrived = 0, newest = 0, shots = 0, opinion = null, loading = false;
+  const named = (name) => data.labels[name] ?? name;
+
+  function put(query, text) {
+    const place = find(query);
+    if (place.textContent !== text) place.textContent = text;
+  }
+
+  function take(given, setTriggerValue) {
+    // What the page says: at first, and again in another language.
+    data = given;
+    words = data.words;
+    for (const one of [canvas, small]) one.setAttribute("aria-label", words["live.picture"]);
+    put(".student h2", words["live.student"]);
+    put(".second h2", words["live.second"]);
+    put(".freeze", words["live.freeze"]);
+    find(".freeze").hidden = !data.may_label;
+    find(".freeze").onclick = () => shown && setTriggerValue("frozen", { frame: shown.frame, classes: shown.classes });
+    if (shown) show(shown);
+    if (opinion) weigh(opinion);
+    tick();
+  }
 
   function verdict(frame) {
     const own = frame.student;
@@ -59,71 +87,75 @@ export default function ({ data, parentElement, setTriggerValue }) {
     return own.unsure ? [words["live.unsure"], set] : [`${name}, ${share}`, set];
   }
 
-  function put(query, text) {
-    const place = find(query);
-    if (place.textContent !== text) place.textContent = text;
-  }
-
   function show(frame) {
     const [first, more] = verdict(frame);
     put(".student .verdict", first);
     put(".student .more", more);
     find(".student .bars").hidden = !frame.student; // bars of another frame would not be of this picture
-    if (frame.student) {
-      const exact = frame.student.probabilities, smooth = frame.smoothed;
-      const rows = bars(find(".student .bars"), frame.classes.map(named), false);
-      rows.forEach((row, place) => {
-        row.querySelector(".fill").style.transform = `scaleX(${smooth[place]})`;
-        row.querySelector(".line").style.left = `calc(${100 * exact[place]}% - 1.5px)`;
-        row.querySelector(".share").textContent = percent(smooth[place]);
-      });
-      put(".student .note", words["live.smoothed"]);
-    }
-    if (frame.second && frame.second.frame !== second) showSecond(frame.second);
-    put(".second .of", frame.second
-      ? said(words, "live.second_of", { seconds: Math.max(0, Math.round(frame.t - frame.second.t)) })
-      : words["live.second_none"]);
+    put(".student .note", frame.student ? words["live.smoothed"] : "");
+    if (!frame.student) return;
+    const exact = frame.student.probabilities, smooth = frame.smoothed;
+    const rows = bars(find(".student .bars"), frame.classes.map(named), ["student"]);
+    rows.forEach((row, place) => {
+      fill(row, 0, smooth[place], percent(smooth[place]));
+      row.querySelector(".line").style.setProperty("--share", exact[place]);
+    });
   }
 
-  function showSecond(both) {
-    second = both.frame;
-    const picture = find(".second img");
-    picture.src = `${data.frames}${both.frame}.jpg`;
-    picture.alt = words["live.second"];
-    picture.hidden = false;
+  async function hear(both) {
+    // One picture at a time, and its answer with it; each frame brings the newest answer, so none is missed.
+    if (loading || !both || both.frame <= (opinion?.frame ?? -1)) return;
+    loading = true;
+    const picture = await fetched(`${data.frames}${both.frame}.jpg?t=${both.t}`).catch(() => undefined);
+    if (picture === undefined) await new Promise((again) => setTimeout(again, AGAIN_MS)); // then the next frame asks
+    loading = false;
+    if (picture === undefined || ended || both.frame > shown.frame) return; // a later one: the device counts anew
+    if (picture) draw(small, picture);
+    small.hidden = !picture;
+    opinion = both;
+    weigh(both);
+    tick();
+  }
+
+  function weigh(both) {
     const teacher = both.teacher, student = both.student, ofTeacher = named(both.classes[teacher.top]);
-    const rank = order(teacher.probabilities).slice(0, 6);
+    const rank = likeliest(teacher.probabilities).slice(0, 6);
     const own = (name) => student ? student.probabilities[both.student_classes.indexOf(name)] ?? 0 : 0;
-    const rows = bars(find(".second .bars"), rank.map((place) => named(both.classes[place])), true);
+    const rows = bars(find(".second .bars"), rank.map((place) => named(both.classes[place])), ["student", "teacher"]);
     rows.forEach((row, at) => {
-      const place = rank[at], mine = own(both.classes[place]), its = teacher.probabilities[place];
-      row.querySelector(".student .fill").style.transform = `scaleX(${mine})`;
-      row.querySelector(".teacher .fill").style.transform = `scaleX(${its})`;
-      row.querySelector(".share").textContent = `${percent(mine)} ${percent(its)}`;
-      row.title = `${words["live.of_student"]} ${percent(mine)}, ${words["live.of_teacher"]} ${percent(its)}`;
+      const mine = own(both.classes[rank[at]]), its = teacher.probabilities[rank[at]];
+      fill(row, 0, mine, `${percent(mine)} ${words["live.of_student"]}`);
+      fill(row, 1, its, `${percent(its)} ${words["live.of_teacher"]}`);
     });
-    if (!student) return put(".second .verdict", ofTeacher);
-    const ofStudent = named(both.student_classes[student.top]);
-    put(".second .verdict", ofStudent === ofTeacher
+    const ofStudent = student && named(both.student_classes[student.top]);
+    put(".second .verdict", !student ? ofTeacher : ofStudent === ofTeacher
       ? said(words, "live.agree", { name: ofTeacher })
       : said(words, "live.differ", { student: ofStudent, teacher: ofTeacher }));
+    root.dataset.second = both.frame;
+  }
+
+  function forget() {
+    opinion = null;
+    small.hidden = true;
+    find(".second .bars").replaceChildren();
+    delete find(".second .bars").dataset.names;
+    put(".second .verdict", "");
+    delete root.dataset.second;
   }
 
   async function paint(message) {
-    const length = new DataView(message).getUint32(0);
+    const number = arrived += 1, length = new DataView(message).getUint32(0);
     const frame = JSON.parse(new TextDecoder().decode(new Uint8Array(message, 4, length)));
     const picture = await createImageBitmap(new Blob([new Uint8Array(message, 4 + length)], { type: "image/jpeg" }));
-    if (ended) return;
-    if (canvas.width !== picture.width || canvas.height !== picture.height) {
-      canvas.width = picture.width;
-      canvas.height = picture.height;
-    }
-    pen.drawImage(picture, 0, 0);
-    picture.close();
+    if (ended || number < newest) return picture.close(); // another was unpacked faster
+    newest = number;
+    draw(canvas, picture);
+    if (frame.frame < shown?.frame) forget(); // the device counts anew
     shown = frame;
     seen = performance.now();
     shots += 1;
     show(frame);
+    hear(frame.second);
     root.dataset.frame = frame.frame;
     root.dataset.painted = shots;
     if (shots === 1) tick();
@@ -135,6 +167,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     address.protocol = address.protocol.replace("http", "ws");
     socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
+    opened = performance.now();
     socket.onopen = () => { for (let n = 0; n < AHEAD; n += 1) socket.send("next"); };
     socket.onmessage = async (message) => {
       const from = socket;
@@ -145,27 +178,53 @@ export default function ({ data, parentElement, setTriggerValue }) {
 
   function close() {
     clearTimeout(retry);
-    if (socket) { socket.onclose = null; socket.close(); socket = null; }
+    if (socket) { socket.onopen = socket.onmessage = socket.onclose = null; socket.close(); socket = null; }
   }
 
   function tick() {
-    const age = (performance.now() - seen) / 1000, stale = !seen || age > STALE_S;
+    const age = since(seen), stale = !seen || age > STALE_S;
     root.classList.toggle("stale", stale);
     const text = !seen ? words["live.waiting"] : stale ? said(words, "live.stale", { seconds: Math.floor(age) }) : words["live.live"];
     put(".state", text);
     put(".when", shown ? new Date(1000 * shown.t).toLocaleTimeString() : "");
+    put(".second .of", opinion
+      ? said(words, "live.second_of", { seconds: Math.max(0, Math.round(shown.t - opinion.t + age)) })
+      : words["live.second_none"]);
+    if (socket && since(Math.max(seen, opened)) > SILENT_S) { close(); open(); } // a link may die without a word
   }
 
   // A tab that nobody looks at costs the device nothing.
   const turned = () => (document.hidden ? close() : socket || open());
-  document.addEventListener("visibilitychange", turned);
-  timer = setInterval(tick, 500);
-  tick();
-  open();
-  return () => {
+
+  function begin(given, setTriggerValue) {
+    take(given, setTriggerValue);
+    document.addEventListener("visibilitychange", turned);
+    timer = setInterval(tick, TICK_MS);
+    open();
+  }
+
+  function end() {
     ended = true;
     clearInterval(timer);
     document.removeEventListener("visibilitychange", turned);
     close();
-  };
+  }
+
+  return { root, begin, take, end };
+}
+
+const views = new WeakMap();
+
+export default function ({ data, parentElement, setTriggerValue }) {
+  // Called at each run of the page, but only the end of the last call is ever heeded: one view serves all of them.
+  const root = parentElement.querySelector(".live"), view = views.get(parentElement);
+  if (view?.root === root) {
+    view.take(data, setTriggerValue);
+    return view.end;
+  }
+  view?.end();
+  const made = live(root);
+  views.set(parentElement, made);
+  made.begin(data, setTriggerValue);
+  return made.end;
 }

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ import psutil
 from live_kit import BITS, CELL, Live, StandIn, burnt
 from needs import needed
 from playwright.sync_api import Browser, Page, Playwright
-from serve_kit import SPEC, opinion, record, recording, until
+from serve_kit import SPEC, opinion, recording, until
 
-from agrikd import image, site
+from agrikd import image, site, trust
 from agrikd.device.desk import Reply
+from agrikd.device.store import Store
+from agrikd.dsse import Key
+from agrikd.records import REVIEW, Label, Opinion, Place, Seen
 
 CLASSES, TEACHERS = ["rust", "healthy"], ["healthy", "scorch", "rust"]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -50,6 +53,12 @@ def took(holds: Callable[[], Any], seconds: float = 30) -> float:
     begun = time.monotonic()
     until(holds, seconds)
     return time.monotonic() - begun
+
+
+def own_mb(pid: int) -> float:
+    """What a process holds that is in no file: whether others have the same libraries open does not move it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) / 1e3
 
 
 # What the stand-in says
@@ -115,12 +124,12 @@ class Agent(StandIn):
 
 
 class App:
-    """`agrikd app` over the folder of an agent. words: another way to start it, to which folder and port are added."""
+    """`agrikd app` over the folder of an agent."""
 
-    def __init__(self, folder: Path, words: tuple[str, ...] = ("-m", "agrikd", "app")) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        words = (sys.executable, *words, str(folder), "--port", str(self.port))
+        words = [sys.executable, "-m", "agrikd", "app", str(folder), "--port", str(self.port)]
         self.process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         until(lambda: answers(self.port) or self.process.poll() is not None, 60)
         assert self.process.poll() is None
@@ -135,6 +144,7 @@ class Field:
 
     def __init__(self, folder: Path, fps: float) -> None:
         self.folder, self.agent = folder, Agent(folder, fps)
+        Store(folder).trust(trust.first([Key.new(folder / "farm.key")]).to_bytes(), "root")
         _remember(folder / "records")
         self.live, self._running = Live(folder), contextlib.ExitStack()
         url = f"http://127.0.0.1:{self.live.port}"
@@ -168,12 +178,18 @@ class Field:
 
 
 def _remember(folder: Path) -> None:
-    """Frames with answers, pictures, labels and disagreements."""
+    """An hour each: a frame drawn at random, one that the model is unsure of, one of no plant, a disagreement."""
+    no = Opinion("teacher", "teacher", time.time(), 90.0, 1, (0.1, 0.8, 0.1), (1,), False, False)
     with recording(folder) as recorder:
-        for number in range(60):
-            frame = record(recorder, 3000 * number, image.encode_jpeg(burnt(number)) if number % 2 else None)
-            if number % 4 == 1:
-                recorder.opinion(frame, opinion(90, "teacher", "teacher"), SPEC)
+        for number in range(96):
+            kind, t = number % 4, time.time() - 3600 * (96 - number)
+            said = replace(opinion(number), t=t, unsure=kind == 1, unknown=kind == 2)
+            new = Seen(0, t, "row-7", Place("north", "7"), audit=None if kind else 0.01)
+            seen = recorder.frame(new, (said, SPEC), ("doubt", image.encode_jpeg(burnt(number))), "")
+            if kind in (0, 3):
+                recorder.opinion(seen.id, no if kind else replace(no, top=0, probabilities=(0.8, 0.1, 0.1)), SPEC)
+            if not kind and number % 8:
+                recorder.label(Label(f"click-{number:04}", seen.id, "blight", "Ana", t + 60, REVIEW))
 
 
 @contextlib.contextmanager
@@ -210,9 +226,9 @@ class Window:
 
     @property
     def pages_mb(self) -> float:
-        """Of the processes that show pages, in each what no other has."""
+        """Of the processes that show pages."""
         children = self.process.children(recursive=True)
-        return sum(one.memory_full_info().uss for one in children if "--type=renderer" in one.cmdline()) / 1e6
+        return sum(own_mb(one.pid) for one in children if "--type=renderer" in one.cmdline())
 
 
 @contextlib.contextmanager
@@ -239,18 +255,11 @@ PROBE = """
 (() => {
   const inside = (one) => one.shadowRoot?.querySelector(".live");
   const root = () => [...document.querySelectorAll("*")].map(inside).find(Boolean);
-  const number = (pen) => {
-    const pixels = pen.getImageData(0, CELL / 2, BITS * CELL, 1).data;
+  const number = (canvas) => {
+    const pixels = canvas.getContext("2d").getImageData(0, CELL / 2, BITS * CELL, 1).data;
     let found = 0;
     for (let bit = 0; bit < BITS; bit += 1) if (pixels[4 * (CELL * bit + CELL / 2)] > 127) found |= 1 << bit;
     return found;
-  };
-  const burnt = (picture) => {
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
-    const pen = canvas.getContext("2d", { willReadFrequently: true });
-    pen.drawImage(picture, 0, 0);
-    return number(pen);
   };
   const share = (one) => +one.style.getPropertyValue("--share");
   const rows = (parent) => [...parent.querySelectorAll(".row")].map((row) => ({
@@ -261,10 +270,9 @@ PROBE = """
   }));
   const text = (parent, query) => parent.querySelector(query).textContent;
   const second = (one) => {
-    const place = one.querySelector(".second"), picture = place.querySelector("img");
-    const there = !picture.hidden && picture.complete && picture.naturalWidth;
+    const place = one.querySelector(".second"), picture = place.querySelector("canvas");
     return {
-      frame: +one.dataset.second, number: there ? burnt(picture) : null, rows: rows(place),
+      frame: +one.dataset.second, number: picture.hidden ? null : number(picture), rows: rows(place),
       age: +(text(place, ".of").match(/\\d+/) ?? [NaN])[0], verdict: text(place, ".verdict"),
     };
   };
@@ -275,7 +283,7 @@ PROBE = """
     sample: () => {
       const one = root();
       return {
-        frame: +one.dataset.frame, number: number(one.querySelector("canvas").getContext("2d")), now: Date.now() / 1000,
+        frame: +one.dataset.frame, number: number(one.querySelector("figure canvas")), now: Date.now() / 1000,
         rows: rows(one.querySelector(".student")), verdict: text(one.querySelector(".student"), ".verdict"),
         second: one.dataset.second ? second(one) : null,
       };
