@@ -26,7 +26,7 @@ OTHER_LEAVES = SyntheticConfig(
 )
 """What a teacher without ImageNet weights learns from instead: it must know more than the student's few labels."""
 
-_PRETRAINED = {"timm": "tf_efficientnet_lite2", "weights": "package", "input_size": 112}
+_PRETRAINED = {"timm": "tf_efficientnet_lite2", "weights": "package", "input_size": 224}
 _SCRATCH = {"timm": "mobilenetv3_large_100", "input_size": 112}
 _SCRATCH_TEACH = {"stages": ["all"], "steps": 900, "lr": 5e-3}
 
@@ -69,10 +69,10 @@ def _recipe(manifest: Path) -> Recipe:
     size = teacher["input_size"]
     raw = {
         "name": "demo",
-        "data": {"manifest": str(manifest.resolve()), "size": size, "unlabelled_share": 0.5},
+        "data": {"manifest": str(manifest.resolve()), "views": 8, "size": size, "unlabelled_share": 0.5},
         "student": {"timm": "mobilenetv3_small_050", "input_size": 112},
         "teachers": [teacher],
-        "method": {"name": "reviewkd"},
+        "method": {"name": "kd"},
         "optim": {"steps": 600, "lr": 5e-3},
         "teach": {"stages": ["probe"]} if _pretrained() else _SCRATCH_TEACH,
     }
@@ -87,7 +87,7 @@ def _taught(recipe: Recipe, out: Path) -> Run:
     if not _pretrained():
         _draw(out / "other-leaves", OTHER_LEAVES)
         manifest = (out / "other-leaves" / "manifest.csv").resolve()
-        data = recipe.data.model_copy(update={"manifest": manifest})
+        data = recipe.data.model_copy(update={"manifest": manifest, "views": None})
         recipe = recipe.model_copy(update={"data": data})
     return teach(recipe, folder)
 
@@ -96,7 +96,7 @@ def _students(recipe: Recipe, teacher: Run, runs: Path) -> dict[str, Run]:
     steps = recipe.optim.steps
     console.say(f"3 of 8  the student alone: hard labels, {steps} steps")
     made = {"alone": train.fit(recipe.without_teacher(), runs / "alone", resume=True)}
-    console.say("4 of 8  distill: the same student and steps, the teacher's feature maps, and photos without labels")
+    console.say("4 of 8  distill: the same student and steps, soft targets, and the pool without labels")
     raw = recipe.model_dump()
     raw |= {"name": "distilled", "teachers": [{"run": teacher.folder.resolve()}]}
     raw |= {"gate": {"student_alone": made["alone"].folder.resolve()}}
