@@ -55,6 +55,9 @@ function live(root) {
   let data, words, socket, timer, retry, ended = false;
   let shown = null, seen = 0, opened = 0, arrived = 0, newest = 0, shots = 0, opinion = null, loading = false;
   const named = (name) => data.labels[name] ?? name;
+  const ago = (seconds) => (seconds < 120
+    ? said(words, "live.second_of", { seconds })
+    : said(words, "live.second_older", { minutes: Math.round(seconds / 60) }));
 
   function put(query, text) {
     const place = find(query);
@@ -188,7 +191,7 @@ function live(root) {
     put(".state", text);
     put(".when", shown ? new Date(1000 * shown.t).toLocaleTimeString() : "");
     put(".second .of", opinion
-      ? said(words, "live.second_of", { seconds: Math.max(0, Math.round(shown.t - opinion.t + age)) })
+      ? ago(Math.max(0, Math.round(shown.t - opinion.t + age)))
       : words["live.second_none"]);
     if (socket && since(Math.max(seen, opened)) > SILENT_S) { close(); open(); } // a link may die without a word
   }
