@@ -31,8 +31,8 @@ SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 200
 _TRIES, _WITHIN_S, _ADDRESSES = 5, 60.0, 10_000
 _NO_PASSWORD = "no_password"
 """Instead of a hash: what stands there is random, so that the cookies of a name end although it comes back later."""
-_AT_ONCE = 2
-"""Passwords that are checked at the same time; each takes 64 MiB."""
+_LONGEST_COOKIE = 1000
+"""More is not looked at: what is packed in a forged one would be unpacked before its signature is read."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Access:
         self._folder = folder
         self._hasher = argon2.PasswordHasher()
         self._tries: dict[str, deque[float]] = defaultdict(deque)
-        self._lock, self._checking = threading.Lock(), threading.BoundedSemaphore(_AT_ONCE)
+        self._lock = threading.Lock()
         self._seen: tuple[int, dict[str, dict[str, str]]] = (0, {})
 
     @property
@@ -106,28 +106,29 @@ class Access:
 
     # Coming in
 
-    def patience_s(self, address: str) -> float:
-        """How long an address waits until it may try again; 0 is at once."""
-        with self._lock:
-            tries = self._tries.get(address) or deque()
-            while tries and tries[0] < time.monotonic() - _WITHIN_S:
-                tries.popleft()
-            return tries[0] + _WITHIN_S - time.monotonic() if len(tries) >= _TRIES else 0.0
-
-    def check(self, name: str, password: str, address: str) -> bool:
-        """Whether it is the name's password. A name that is not there, or has none, takes as long as one that has."""
+    def admit(self, address: str) -> float:
+        """Count one more try of an address; how long it must wait instead, in seconds, where those were too many."""
         with self._lock:
             if len(self._tries) >= _ADDRESSES:
                 self._tries.clear()
-            self._tries[address].append(time.monotonic())
+            tries = self._tries[address]
+            while tries and tries[0] < time.monotonic() - _WITHIN_S:
+                tries.popleft()
+            if len(tries) >= _TRIES:
+                return tries[0] + _WITHIN_S - time.monotonic()
+            tries.append(time.monotonic())
+            return 0.0
+
+    def check(self, name: str, password: str, address: str) -> bool:
+        """Whether it is the name's password. A name that is not there, or has none, takes as long as one that has."""
         held = self.users.get(name, {}).get("hash", self._nobody)
         try:
-            with self._checking:
-                self._hasher.verify(held, password[: LONGEST_PASSWORD + 1])
+            self._hasher.verify(held, password[: LONGEST_PASSWORD + 1])
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
         with self._lock:
-            self._tries.pop(address, None)
+            if tries := self._tries.get(address):
+                tries.pop()  # this one alone: those on other names stay
         return held is not self._nobody
 
     @cached_property
@@ -140,6 +141,8 @@ class Access:
 
     def visitor(self, cookie: str) -> Visitor | None:
         """Whose cookie it is; None for one that is forged, too old, or of a password or role that was changed."""
+        if len(cookie) > _LONGEST_COOKIE:
+            return None
         try:
             _, name = URLSafeTimedSerializer("").loads_unsafe(cookie)
             held = self.users[str(name)]

@@ -71,7 +71,7 @@ def fresh(said: Mapping[str, Any]) -> bool:
 def address(said: Mapping[str, Any]) -> str:
     """The e-mail address of an account; empty where it has none, or one of which its provider says that nobody has
     shown that it is his: anybody may write another's there."""
-    verified = said.get("email_verified", True) in (True, "true")  # some providers say it as a word
+    verified = said.get("email_verified") in (True, "true")  # some providers say it as a word
     return str(said.get("email") or "") if verified else ""
 
 

@@ -48,11 +48,12 @@ def judged(db: sqlite3.Connection, model: str = "") -> list[Judged]:
     """The audit's frames in their order, of one student or of the one that answered last.
 
     A person's last word counts, "unsure" is none; and so is what he said of the live picture, which he stopped because
-    of what he saw in it: the labelled frames would be no random part of the audit any more.
+    of what he saw in it: the labelled frames would be no random part of the audit any more. Numbers are not judged so.
     """
     model = model or _last_student(db)
-    classes = {name: json.loads(spec)["classes"] for name, spec in db.execute("SELECT name, spec FROM models")}
-    words = {f: one.label for f, one in verdicts(db).items() if one.label != UNSURE and one.source != LIVE}
+    specs = {name: json.loads(spec) for name, spec in db.execute("SELECT name, spec FROM models")}
+    classes = {name: spec["classes"] for name, spec in specs.items() if not spec.get("scale")}
+    words = {f: one.label for f, one in verdicts(db, without=LIVE).items() if one.label != UNSURE}
     rows = db.execute(
         "SELECT frames.id, own.top, own.unknown, other.model, other.top, other.unknown"
         " FROM frames JOIN predictions AS own ON own.frame = frames.id AND own.model = ?"

@@ -12,9 +12,11 @@ Streamlit's own cookies are SameSite=Lax and never Secure: over plain HTTP, whoe
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -24,7 +26,6 @@ from agrikd.access import LONGEST_S, Access, Visitor
 from agrikd.errors import MissingExtraError
 
 try:
-    from starlette.concurrency import run_in_threadpool
     from starlette.requests import HTTPConnection, Request
     from starlette.responses import HTMLResponse, RedirectResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +42,8 @@ _COOKIE = "agrikd"
 _HERE = ("127.0.0.1", "localhost", "[::1]")
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 _FORM_BYTES = 4096
+_CHECKERS = ThreadPoolExecutor(2)
+"""Passwords that are checked at the same time; each takes 64 MiB."""
 _SHELL = re.compile(r"/([\w.-]*|static/[\w./-]+|auth/log(in|out)|_stcore/(health|host-config|stream))")
 """Of Streamlit, what signing in takes: neither pictures nor uploads, which a page that runs may have left there."""
 _STREAMS = b"sec-websocket-protocol"
@@ -114,12 +117,12 @@ class Door:
         if not _own_page(request):
             return Response("you may not", 403)
         address = _address(request)
-        if (wait := self._access.patience_s(address)) > 0:
+        if (wait := self._access.admit(address)) > 0:
             said = words["access.wait"].format(seconds=int(wait) + 1)
             return self._form(words, said, 429, {"Retry-After": str(int(wait) + 1)})
         form = parse_qs(await _body(request), max_num_fields=4)
         name, password = (form.get(key, [""])[0] for key in ("name", "password"))
-        if not await run_in_threadpool(self._access.check, name, password, address):
+        if not await asyncio.get_running_loop().run_in_executor(_CHECKERS, self._access.check, name, password, address):
             return self._form(words, words["access.wrong"], 401)
         return _kept(request, RedirectResponse("/", 303), self._access.cookie(name))
 

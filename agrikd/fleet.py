@@ -27,6 +27,7 @@ from agrikd.device.station import RECORDS
 from agrikd.device.store import PENDING, SETTINGS, State, Store
 from agrikd.device.sync import NO_SERIES
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem, StorageError
+from agrikd.records import Label
 from agrikd.types import ModelSpec
 
 BEATS, FRAMES, LINES = 120, 50, 200
@@ -350,9 +351,8 @@ def members(told: Sequence[object]) -> list[Member]:
         stale = age_s is None or at(one, "stale") is not False
         new = Member(text(at(one, "device")), text(at(one, "series")), age_s, stale, Condition.of(at(one, "vitals")))
         old = found.get(new.device)
-        newest = (
-            new if old is None else min(old, new, key=lambda heard: math.inf if heard.age_s is None else heard.age_s)
-        )
+        both = [new] if old is None else [old, new]
+        newest = min(both, key=lambda heard: math.inf if heard.age_s is None else heard.age_s)
         found[new.device] = replace(newest, older=old.older + 1 if old else 0)
     return sorted(found.values(), key=lambda one: (not one.stale, not one.condition.wrong, one.device))
 
@@ -366,24 +366,24 @@ def beats(told: Sequence[object]) -> list[Beat]:
             continue
         if made and period_s and t - made[-1].t > 3 * period_s:
             made.append(Beat((t + made[-1].t) / 2))
-        made.append(
-            Beat(t, condition.celsius, None if condition.memory is None else 1 - condition.memory, condition.fps)
-        )
+        memory = None if condition.memory is None else 1 - condition.memory
+        made.append(Beat(t, condition.celsius, memory, condition.fps))
     return made
 
 
 def sights(told: Sequence[object]) -> list[Sight]:
-    """From what GET …/frames says, in its order; of several labels the last."""
+    """From what GET …/frames says, in its order; of several labels the last word."""
     made = []
     for one in told:
         if (frame := number(at(one, "id"))) is None:
             continue
         answers = {at(said, "role"): _said(said) for said in _items(at(one, "predictions"))}
-        label = next((text(at(said, "label")) for said in reversed(_items(at(one, "labels")))), "")
+        said = ([text(at(said, key)) for key in ("key", "label", "note")] for said in _items(at(one, "labels")))
+        label = records.last_word(Label(key, 0, label, "", 0.0, "", note) for key, label, note in said)
         local, camera, quality = (text(at(one, name)) for name in ("local", "camera", "quality"))
         pictured = at(one, "picture", "held") == "whole"
         own = answers.get("student"), answers.get("teacher")
-        made.append(Sight(int(frame), local, camera, quality, *own, label, pictured))
+        made.append(Sight(int(frame), local, camera, quality, *own, label.label if label else "", pictured))
     return made
 
 

@@ -28,6 +28,10 @@ class Answer(NamedTuple):
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
+    @property
+    def number(self) -> bool:
+        return self.probability is None and self.said != NOT_A_PLANT
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -47,9 +51,16 @@ class Kept:
     label: Label | None
 
 
-def newest(db: sqlite3.Connection) -> Iterator[Kept]:
-    """All of them, the newest first."""
-    yield from _kept(db, f"{_PICTURES} ORDER BY pictures.frame DESC")
+def newest(db: sqlite3.Connection, drawn: bool) -> Iterator[Kept]:
+    """Those that were drawn at random, or the others; the newest first."""
+    which = "NOT NULL" if drawn else "NULL"
+    yield from _kept(db, f"{_PICTURES} WHERE audit IS {which} ORDER BY pictures.frame DESC")
+
+
+def labelled(db: sqlite3.Connection) -> Iterator[Kept]:
+    """Those of which people have said something, in their order."""
+    found = _kept(db, f"{_PICTURES} WHERE pictures.frame IN (SELECT frame FROM labels) ORDER BY pictures.frame")
+    yield from (one for one in found if one.label)
 
 
 def of_frame(db: sqlite3.Connection, frame: int) -> Kept | None:

@@ -11,7 +11,7 @@ import json
 import math
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +28,7 @@ TABLES = ("models", "frames", "predictions", "pictures", "labels", "events")
 UNSURE, NOT_A_PLANT = "unsure", "not_a_plant"
 """Labels beside the classes: whoever looked cannot tell, or saw no plant that the model should know."""
 WITHDRAWN = "withdrawn"
-"""No label: it takes the last one of its frame back."""
+"""No label: it takes one of its frame back, whose key stands in its note."""
 LIVE, REVIEW = "live", "review"
 """How a frame came before whoever labelled it: he stopped the live picture, or the queue showed it."""
 Role = Literal["student", "teacher"]
@@ -342,22 +342,27 @@ def fold(db: sqlite3.Connection, count: int) -> int:
 # Reading
 
 
-def verdicts(db: sqlite3.Connection) -> dict[int, Label]:
-    """What people say of each frame that they looked at: the last word that was not taken back, and "unsure" only where
-    it is all that was said."""
+def verdicts(db: sqlite3.Connection, without: str = "") -> dict[int, Label]:
+    """What people say of each frame that they looked at; without: a source whose labels do not count."""
     said: dict[int, list[Label]] = {}
-    for row in db.execute("SELECT key, frame, label, who, t, source, note FROM labels ORDER BY id"):
+    query = "SELECT key, frame, label, who, t, source, note FROM labels WHERE source != ? ORDER BY id"
+    for row in db.execute(query, (without,)):
         label = Label(*row)
-        stack = said.setdefault(label.frame, [])
-        if label.label != WITHDRAWN:
-            stack.append(label)
-        elif stack:
-            stack.pop()
-    return {frame: _last_word(stack) for frame, stack in said.items() if stack}
+        said.setdefault(label.frame, []).append(label)
+    found = {frame: last_word(labels) for frame, labels in said.items()}
+    return {frame: label for frame, label in found.items() if label}
 
 
-def _last_word(said: list[Label]) -> Label:
-    return next((one for one in reversed(said) if one.label != UNSURE), said[-1])
+def last_word(said: Iterable[Label]) -> Label | None:
+    """Of a frame's labels in their order: the last that was not taken back, and "unsure" only where it is all there
+    is."""
+    stand: list[Label] = []
+    for one in said:
+        if one.label == WITHDRAWN:
+            stand = [other for other in stand if other.key != one.note]
+        else:
+            stand.append(one)
+    return next((one for one in reversed(stand) if one.label != UNSURE), stand[-1] if stand else None)
 
 
 def beyond(db: sqlite3.Connection, table: str, after: int, count: int) -> list[dict[str, Any]]:

@@ -10,39 +10,52 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from agrikd import files, history, kept, records, sheets
+from agrikd import files, kept, records, sheets
 from agrikd.data import manifest as manifests
 from agrikd.data import splits
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, Problem
-from agrikd.history import Session
 from agrikd.kept import Kept
-from agrikd.records import NOT_A_PLANT, UNSURE, Label
+from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, Label
 
 Kind = Literal["disagreement", "doubt", "not a plant", "random"]
 KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
-_LOOK_AT = 2000
-"""Of the newest kept pictures that nobody has judged; older ones come when these are done."""
+_LOOK_AT = 20_000
+"""Kept pictures, the newest; what is older is not asked about."""
 
 
-def queue(db: sqlite3.Connection, kinds: Iterable[str] = KINDS, most: int = 100) -> list[Kept]:
-    """What nobody has judged, the newest of each kind first."""
-    unjudged = (one for one in kept.newest(db) if one.label is None)
+def queue(
+    db: sqlite3.Connection, kinds: Collection[str] = KINDS, most: int = 100, skipped: Collection[int] = ()
+) -> list[Kept]:
+    """What nobody has judged, the newest of each kind first. skipped: frames that are left out."""
     waiting: dict[Kind, list[Kept]] = {kind: [] for kind in KINDS}
-    for one in islice(unjudged, _LOOK_AT):
-        if (kind := kind_of(one)) is not None and kind in set(kinds):
+    for one in _unjudged(db):
+        kind = kind_of(one)
+        if kind in kinds and kind is not None and one.frame not in skipped and len(waiting[kind]) < most:
             waiting[kind].append(one)
     doubtful = iter(sorted(waiting["disagreement"] + waiting["doubt"], key=lambda one: -one.frame))
     drawn = iter(sorted(waiting["random"], key=lambda one: hashlib.sha256(str(one.frame).encode()).digest()))
     turns = doubtful, iter(waiting["not a plant"]), doubtful, drawn
     return list(islice(_in_turns(turns), most))
+
+
+def waits(db: sqlite3.Connection, one: Kept) -> bool:
+    """Whether still nobody has judged it. What was said of a live picture, which somebody stopped because of what he
+    saw, does not count for a frame that was drawn at random."""
+    return one.frame not in records.verdicts(db, without=LIVE if one.drawn else "")
+
+
+def _unjudged(db: sqlite3.Connection) -> Iterator[Kept]:
+    for drawn in (True, False):
+        judged = records.verdicts(db, without=LIVE if drawn else "")
+        yield from (one for one in islice(kept.newest(db, drawn), _LOOK_AT) if one.frame not in judged)
 
 
 def _in_turns(turns: Sequence[Iterator[Kept]]) -> Iterator[Kept]:
@@ -59,10 +72,10 @@ def _in_turns(turns: Sequence[Iterator[Kept]]) -> Iterator[Kept]:
 
 def kind_of(one: Kept) -> Kind | None:
     """Why somebody should look at it; None where nothing speaks for it."""
+    if one.student is None or one.student.number:  # a number is no matter of yes or no
+        return None
     if one.drawn:
         return "random"
-    if one.student is None:
-        return None
     if one.teacher is not None and one.teacher.said != one.student.said:
         return "disagreement"
     return "not a plant" if one.student.said == NOT_A_PLANT else "doubt" if one.student.unsure else None
@@ -100,30 +113,30 @@ COLUMNS = (
 
 def table(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """What people said, a row a frame, with what the models had said; in the order of the frames."""
-    sessions = history.sessions(db)
-    found = (kept.of_frame(db, frame) for frame in sorted(records.verdicts(db)))
-    return [_line(one, one.label, _session_of(one, sessions)) for one in found if one and one.label]
+    return [_line(one, one.label) for one in kept.labelled(db) if one.label]
 
 
-def _session_of(one: Kept, sessions: Iterable[Session]) -> str:
-    within = (s for s in sessions if s.camera == one.camera and s.first <= one.frame <= s.last)
-    return next((f"{s.camera} {s.begin}" for s in within), "")
+def size_bytes(db: sqlite3.Connection) -> int:
+    """Of all pictures that have a label."""
+    (found,) = db.execute("SELECT TOTAL(size_bytes) FROM pictures WHERE frame IN (SELECT frame FROM labels)").fetchone()
+    return int(found)
 
 
-def _line(one: Kept, label: Label, session: str) -> dict[str, Any]:
+def _line(one: Kept, label: Label) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for role, answer in (("student", one.student), ("teacher", one.teacher)):
         said[role] = answer.said if answer else ""
-        said[f"{role}_p"] = f"{max(answer.probabilities):.5f}" if answer else ""
+        said[f"{role}_p"] = f"{answer.probability:.5f}" if answer and answer.probability is not None else ""
         said[f"{role}_model"] = answer.model if answer else ""
     place = {"camera": one.camera, "field": one.field, "plot": one.plot}
     who = {"label": label.label, "label_by": label.who, "label_t": f"{label.t:.3f}", "source": label.source}
+    session = " ".join(text for text in (one.camera, one.field, one.local[:10]) if text)
     own = {"frame": one.frame, "local": one.local, "session": session, "kind": kind_of(one) or "", "file": one.file}
     return {**own, **place, **who, "note": label.note, **said}
 
 
 def export(db: sqlite3.Connection, folder: Path, out: Path, shares: Mapping[str, float] | None = None) -> Exported:
-    """A new folder of labelled photos with a manifest: frames of one capture session stay in one split.
+    """A new folder of labelled photos with a manifest: what a camera saw on one day stays in one split.
 
     folder: of the records. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
     that, all rows train, and the answer says so. Frames that nobody is sure of are left out.
@@ -159,6 +172,6 @@ def _split(manifest: Manifest, shares: Mapping[str, float]) -> tuple[Manifest, t
         why = "; ".join(one.said for one in error.problems)
         plants = tuple(row for row in manifest.rows if row.target != NOT_A_PLANT)
         left = len(manifest.rows) - len(plants)
-        said = [f"too few capture sessions for a split ({why}): all photos train"]
+        said = [f"too few days of capture for a split ({why}): all photos train"]
         said += [f"{left} pictures of no plant are left out: only val and test may hold them"] if left else []
         return Manifest(plants, manifest.root), tuple(said)

@@ -12,9 +12,9 @@ import os
 import re
 import sqlite3
 import sys
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,8 +27,9 @@ from agrikd.device.post import Answer, Server
 from agrikd.device.station import LIVE, RECORDS, TOKEN
 from agrikd.device.store import Store
 from agrikd.door import Door, told
-from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem
+from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem, StorageError
 from agrikd.gallery import RUNS
+from agrikd.records import Label
 from agrikd.web import LOOPBACK
 
 try:
@@ -90,8 +91,11 @@ class Field:
     @contextlib.contextmanager
     def records(self) -> Iterator[sqlite3.Connection]:
         """What the agent has written; raises `InputError` where there is nothing yet."""
-        with contextlib.closing(records.read(self.folder / RECORDS)) as db:
-            yield db
+        try:
+            with contextlib.closing(records.read(self.folder / RECORDS)) as db:
+                yield db
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.folder / RECORDS}: cannot be read now ({error})\n    → try again") from None
 
     def picture(self, file: str) -> Path:
         """Where a kept picture lies, by its name in the records."""
@@ -118,11 +122,11 @@ class Field:
             raise answer.away()
         return answer
 
-    def label(self, visitor: Visitor, frame: int, label: str, source: str, who: str = "", note: str = "") -> None:
+    def label(self, visitor: Visitor, label: Label) -> None:
         """Record what somebody says of a frame, under the name he came in by, else under the one he gives."""
         visitor.require_review()
-        said = {"frame": frame, "label": label, "who": visitor.name or who, "source": source, "note": note}
-        self.call("POST", "/label", {"key": uuid.uuid4().hex, **said})
+        said = {name: getattr(label, name) for name in ("key", "frame", "label", "source", "note")}
+        self.call("POST", "/label", {**said, "who": visitor.name or label.who})
 
     def ask_teacher(self, visitor: Visitor, frame: int) -> None:
         """Have the teacher asked about a frame; its answer comes with the stream."""
@@ -131,6 +135,8 @@ class Field:
 
     def labels(self, model: str, language: str) -> dict[str, str]:
         """How the classes of a release are called in a language; none where it does not say."""
+        if not model or not (self.folder / "trust").is_dir():  # a look makes no device of a folder
+            return {}
         with contextlib.suppress(AgriKDError, OSError):
             release = Store(self.folder).release(model)
             if language in release.labels:
@@ -154,6 +160,7 @@ def visitor() -> Visitor | None:
     return told(st.context.headers)
 
 
+@cache
 def words(language: str) -> dict[str, str]:
     """The app's texts in a language; code: the language's."""
     found: dict[str, str] = yaml.safe_load(files.read_text(pages() / "words" / f"{language}.yaml"))
@@ -166,6 +173,7 @@ def first_known(wanted: Iterable[str]) -> dict[str, str]:
     return words(next((one for one in wanted if one in known), "en"))
 
 
+@cache
 def languages() -> dict[str, str]:
     """What there is: code to the language's own name."""
     return {path.stem: words(path.stem)["language"] for path in sorted((pages() / "words").glob("*.yaml"))}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import stat
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,12 @@ def test_a_name_has_a_password_or_says_that_it_has_none(tmp_path: Path, one: dic
     (tmp_path / USERS).write_text(json.dumps({"Ana": {"role": "viewer", **one}}))
     with pytest.raises(InputError, match="no list of names"):
         _ = Access(tmp_path).users
+
+
+def test_a_cookie_that_would_unpack_to_much_is_not_unpacked(folder: Path) -> None:
+    packed = base64.urlsafe_b64encode(zlib.compress(b'"' + b"a" * 200_000_000 + b'"', 9)).decode()
+    begun = time.process_time()
+    assert Access(folder).visitor(f".{packed}.x.y") is None and time.process_time() - begun < 0.2
 
 
 @given(st.one_of(st.text(), st.integers(0, 200)))
@@ -280,6 +289,15 @@ def test_guessing_is_slow(folder: Path) -> None:
     assert 0 < int(answers[-1].headers["retry-after"]) <= 61
     assert guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD}).status_code == 429
     assert visit(folder).post(LOGIN, content=b"name=" + b"a" * 10_000).status_code == 401
+
+
+def test_a_password_of_ones_own_frees_no_guesses_at_others(folder: Path) -> None:
+    guest = visit(folder)
+    answers = []
+    for _ in range(3):
+        answers += [guest.post(LOGIN, data={"name": "Ana", "password": f"guess {n}"}).status_code for n in range(2)]
+        answers.append(guest.post(LOGIN, data={"name": "<b>Ümit</b>", "password": PASSWORD}).status_code)
+    assert answers == [401, 401, 303, 401, 401, 303, 401, 429, 429]
 
 
 # The door, where accounts are known

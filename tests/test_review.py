@@ -18,7 +18,7 @@ from agrikd import files, kept, records, review, sheets, site
 from agrikd.access import Visitor
 from agrikd.data import manifest as manifests
 from agrikd.errors import DeviceError, InputError
-from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
+from agrikd.records import LIVE, NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
 from agrikd.types import ModelSpec
 
 CLASSES = ("<b>rust</b>", "healthy", "=cmd|' /C calc'!A0")
@@ -65,16 +65,24 @@ def say(db: sqlite3.Connection, frame: int, label: str, who: str = "Ana") -> Non
     records.add_label(db, Label(f"click-{number:03d}", frame, label, who, 2.0, REVIEW, '"note", ☘'))
 
 
+def take_back(db: sqlite3.Connection, frame: int, key: str) -> None:
+    number = db.execute("SELECT count(*) FROM labels").fetchone()[0]
+    records.add_label(db, Label(f"click-{number:03d}", frame, WITHDRAWN, "Ana", 2.0, REVIEW, key))
+
+
 def test_the_last_word_counts_unless_it_is_taken_back(db: sqlite3.Connection, folder: Path) -> None:
     for frame in range(1, 6):
         add(db, folder, frame, opinion("small", 0))
     for frame, label in [
-        *[(1, "healthy"), (1, UNSURE), (2, UNSURE), (3, "healthy"), (3, WITHDRAWN)],
-        *[(4, "healthy"), (4, CLASSES[0]), (4, WITHDRAWN), (5, WITHDRAWN), (5, "healthy")],
+        *[(1, "healthy"), (1, UNSURE), (2, UNSURE), (3, "healthy"), (4, "healthy"), (4, CLASSES[0]), (5, "healthy")],
     ]:
         say(db, frame, label)
+    take_back(db, 3, "click-003")
+    take_back(db, 4, "click-004")  # Ana's; what Jo said after her stands
+    take_back(db, 5, "another")
     found = {frame: one.label for frame, one in records.verdicts(db).items()}
-    assert found == {1: "healthy", 2: UNSURE, 4: "healthy", 5: "healthy"}
+    assert found == {1: "healthy", 2: UNSURE, 4: CLASSES[0], 5: "healthy"}
+    assert records.verdicts(db, without=REVIEW) == {}
 
 
 def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder: Path) -> None:
@@ -94,6 +102,10 @@ def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder:
     say(db, 35, "healthy")
     assert [one.frame for one in review.queue(db, ["random"])] == [one for one in drawn if one != 35]
     assert len(review.queue(db, most=3)) == 3
+    assert 15 not in [one.frame for one in review.queue(db, skipped={15})]
+    frame = next(one for one in drawn if one != 35)  # stopped in the live view: it is asked about all the same, blind
+    records.add_label(db, Label("click-live", frame, "healthy", "Jo", 2.0, LIVE))
+    assert frame in [one.frame for one in review.queue(db, ["random"])]
     one = kept.of_frame(db, 1)
     assert one and one.student and one.teacher and (one.student.said, one.teacher.said) == CLASSES[:2]
     assert kept.of_frame(db, 999) is None
@@ -136,7 +148,7 @@ def test_one_session_trains_and_that_is_said(db: sqlite3.Connection, folder: Pat
         say(db, frame, label)
     made = review.export(db, folder, tmp_path / "out")
     assert {row.split for row in made.rows} == {"train"} and len(made.rows) == 2
-    assert "too few capture sessions" in made.assumptions[0] and "1 pictures of no plant" in made.assumptions[1]
+    assert "too few days of capture" in made.assumptions[0] and "1 pictures of no plant" in made.assumptions[1]
 
 
 def test_a_spreadsheet_gets_no_formula() -> None:
@@ -161,7 +173,7 @@ def page(db: sqlite3.Connection, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def call(_: site.Field, method: str, path: str, body: Any = b"") -> None:
         assert (method, path) == ("POST", "/label")
-        records.add_label(db, Label(**body, t=2.0))
+        records.add_label(db, Label(**body, t=2.0))  # as the agent does
 
     monkeypatch.setattr(site.Field, "call", call)
     monkeypatch.setenv(site.FIELD, str(folder.parent))
@@ -191,6 +203,39 @@ def test_the_page_judges_undoes_and_skips(page: AppTest, db: sqlite3.Connection)
     assert {(one.who, one.source) for one in records.verdicts(db).values()} == {("Ana", REVIEW)}
 
 
+def test_undo_takes_back_its_own_label_alone(page: AppTest, db: sqlite3.Connection) -> None:
+    press(page, CLASSES[0])
+    say(db, 3, "healthy", "Jo")
+    press(page, "Undo")
+    assert records.verdicts(db)[3].who == "Jo" and page.text[0].value == "0 judged now, 2 waiting"
+
+
+def test_what_somebody_else_judges_is_asked_no_more(page: AppTest, db: sqlite3.Connection) -> None:
+    say(db, 3, "healthy", "Jo")
+    page.run()
+    assert page.text[0].value == "0 judged now, 2 waiting"
+
+
+def test_a_rejected_class_has_no_percentage(page: AppTest, db: sqlite3.Connection, folder: Path) -> None:
+    add(db, folder, 9, opinion("small", 0, unknown=True))
+    page.button_group[0].set_value(["not a plant"])
+    page.run()
+    assert [one.value for one in page.text if one.value.startswith("Model:")] == ["Model: Not a plant"]
+
+
+def test_many_classes_are_chosen_from_a_list(db: sqlite3.Connection, folder: Path, page: AppTest) -> None:
+    many = ModelSpec("many", "classification", tuple(f"kind {n:02d}" for n in range(40)), (8, 8))
+    records.add_model(db, "many", "student", many)
+    said = Opinion("many", "student", 1.0, 1.0, 7, (0.02,) * 40, (7,), True, False)
+    add(db, folder, 20, said)
+    page.run()
+    press(page, "Skip")
+    press(page, "Skip")
+    press(page, "Skip")
+    next(one for one in page.selectbox if one.label == "Another class").select("kind 33").run()
+    assert not page.exception and records.verdicts(db)[20].label == "kind 33"
+
+
 def test_a_press_that_comes_twice_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
     late = next(one for one in page.button if one.label == "healthy")
     press(page, "Skip")
@@ -213,7 +258,7 @@ def test_a_viewer_sees_and_changes_nothing(page: AppTest, db: sqlite3.Connection
         one for one in page.button if one.label in (*map(site.literal, CLASSES), "Skip", "Undo")
     ]
     with pytest.raises(InputError, match="Bo: may look"):
-        site.Field.here().label(Visitor("Bo"), 1, "healthy", REVIEW)
+        site.Field.here().label(Visitor("Bo"), Label("click-999", 1, "healthy", "Bo", 2.0))
     with pytest.raises(InputError, match="may look"):
         site.Field.here().ask_teacher(Visitor(), 1)
     assert not records.verdicts(db)

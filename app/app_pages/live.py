@@ -1,12 +1,14 @@
 """Live: a camera, what the model says of it, and what the teacher says of the last frame that it was asked about."""
 
+import time
+import uuid
 from pathlib import Path
 
 import streamlit as st
 
 from agrikd import site
 from agrikd.errors import AgriKDError
-from agrikd.records import LIVE, NOT_A_PLANT, UNSURE
+from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, Label
 from agrikd.site import literal
 
 PARTS = {kind: (Path(site.pages()) / f"live.{kind}").read_text() for kind in ("html", "css", "js")}
@@ -40,7 +42,7 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
     if done:
         st.session_state.who = who
         try:
-            field.label(visitor, frame, label, LIVE, who, note)
+            field.label(visitor, Label(uuid.uuid4().hex, frame, label, who, time.time(), LIVE, note))
         except AgriKDError as error:
             st.error(words["live.refused"].format(why=literal(error)))
         else:

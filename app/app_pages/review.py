@@ -3,20 +3,24 @@
 import base64
 import html
 import tempfile
+import time
+import uuid
 import zipfile
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
+from threading import Lock
 
 import streamlit as st
 
-from agrikd import kept, review, sheets, site
+from agrikd import kept, records, review, sheets, site
 from agrikd.device.station import RECORDS
 from agrikd.errors import AgriKDError
 from agrikd.kept import Answer, Kept
-from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN
+from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label
 from agrikd.site import literal
 
-MOST_ZIP_BYTES = 300 * 10**6
+MOST_ZIP_BYTES, MOST_BUTTONS = 300 * 10**6, 20
 words, field, visitor = st.session_state.words, site.Field.here(), st.session_state.visitor
 state = st.session_state
 kinds = {
@@ -33,10 +37,12 @@ def named(name: str, labels: dict[str, str]) -> str:
 
 
 def refill() -> None:
-    wanted = state.review_kinds or list(kinds)
+    """The queue, without what somebody else has judged meanwhile."""
     with field.records() as db:
-        found = review.queue(db, wanted)
-    state.review_queue = [one for one in found if one.frame not in state.review_skipped]
+        while state.get("review_queue") and not review.waits(db, state.review_queue[0]):
+            state.review_queue = state.review_queue[1:]
+        if not state.get("review_queue"):
+            state.review_queue = review.queue(db, state.review_kinds or list(kinds), skipped=state.review_skipped)
 
 
 # Streamlit may answer one press twice where it comes while the page is still being made: what a press is for is in its
@@ -47,39 +53,50 @@ def asks(frame: int) -> bool:
     return bool(state.review_queue) and state.review_queue[0].frame == frame
 
 
-def judge(frame: int, label: str) -> None:
-    if not asks(frame):
-        return
+def say(label: Label) -> bool:
+    """Whether it is recorded."""
     try:
-        field.label(visitor, frame, label, REVIEW, state.get("review_who", ""), state.get("review_note", ""))
+        field.label(visitor, label)
     except AgriKDError as error:
         state.review_failed = str(error)
-        return
-    state.review_done.append(frame)
-    state.review_queue = state.review_queue[1:]
+        return False
     state.review_note = ""
+    return True
+
+
+def judge(frame: int, name: str) -> None:
+    if not asks(frame):
+        return
+    key = state.review_keys.setdefault((frame, name), uuid.uuid4().hex)  # a second try is the same label
+    who, note = state.get("review_who", ""), state.get("review_note", "")
+    if say(Label(key, frame, name, who, time.time(), REVIEW, note)):
+        del state.review_keys[frame, name]
+        state.review_done.append((frame, key))
+        state.review_queue = state.review_queue[1:]
+
+
+def choose(frame: int) -> None:
+    if name := state.get(f"choice-{frame}"):
+        judge(frame, name)
 
 
 def skip(frame: int) -> None:
     if asks(frame):
         state.review_skipped.add(frame)
         state.review_queue = state.review_queue[1:]
+        state.review_note = ""
 
 
 def undo(count: int) -> None:
     """Take back the last of so many."""
     if count != len(state.review_done):
         return
-    frame = state.review_done[-1]
-    try:
-        field.label(visitor, frame, WITHDRAWN, REVIEW, state.get("review_who", ""))
+    frame, key = state.review_done[-1]
+    if say(Label(uuid.uuid4().hex, frame, WITHDRAWN, state.get("review_who", ""), time.time(), REVIEW, key)):
+        state.review_done.pop()
         with field.records() as db:
             again = kept.of_frame(db, frame)
-    except AgriKDError as error:
-        state.review_failed = str(error)
-        return
-    state.review_done.pop()
-    state.review_queue = [again, *state.review_queue] if again else state.review_queue
+        state.review_queue = [again, *state.review_queue] if again else state.review_queue
 
 
 def undo_button() -> None:
@@ -110,8 +127,14 @@ def buttons(one: Kept, labels: dict[str, str]) -> None:
         st.button(text, key=f"label-{one.frame}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
 
     classes = one.student.classes if one.student else one.teacher.classes if one.teacher else ()
-    for place, name in enumerate(classes):
+    for place, name in enumerate(classes[:MOST_BUTTONS]):
         button(name, str(place + 1) if place < 9 else None)
+    if rest := classes[MOST_BUTTONS:]:
+        key, args = f"choice-{one.frame}", (one.frame,)
+        shown = {name: named(name, labels) for name in rest}
+        st.selectbox(
+            words["review.more"], rest, None, shown.__getitem__, key, on_change=choose, args=args, placeholder="…"
+        )
     for name, key in ((NOT_A_PLANT, "n"), (UNSURE, "u")):
         button(name, key)
     left, right = st.columns(2)
@@ -144,7 +167,8 @@ def show(one: Kept) -> None:
     with side:
         st.text(words["review.blind"] if one.drawn else kinds.get(review.kind_of(one) or "", ""))
         for who, answer in said(one).items():
-            st.text(f"{who}: {named(answer.said, labels)}, {max(answer.probabilities):.0%}")
+            share = "" if answer.probability is None else f", {answer.probability:.0%}"
+            st.text(f"{who}: {named(answer.said, labels)}{share}")
         if visitor.reviews:
             with st.container(key=f"judge-{one.frame}"):
                 buttons(one, labels)
@@ -152,39 +176,53 @@ def show(one: Kept) -> None:
         bars(found, labels)
 
 
+def labels_csv() -> str:
+    with field.records() as db:
+        return sheets.as_csv(review.COLUMNS, review.table(db))
+
+
+@st.cache_resource
+def alone() -> Lock:
+    """For who copies photos: one at a time, of all visitors."""
+    return Lock()
+
+
+def prepare() -> None:
+    with field.records() as db, tempfile.TemporaryDirectory() as folder:
+        if review.size_bytes(db) > MOST_ZIP_BYTES or not alone().acquire(blocking=False):
+            st.warning(words["review.large"])
+            return
+        try:
+            out = Path(folder) / "photos"
+            made = review.export(db, field.folder / RECORDS, out)
+            packed = BytesIO()
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+                for path in sorted(path for path in out.rglob("*") if path.is_file()):
+                    archive.write(path, path.relative_to(out))
+        finally:
+            alone().release()
+    for sentence in made.assumptions:
+        st.info(literal(sentence))
+    columns = (words["review.label"], "train", "val", "test")
+    st.dataframe([dict(zip(columns, row, strict=True)) for row in made.counts], hide_index=True)
+    st.download_button(words["review.zip"], packed.getvalue(), "photos.zip", "application/zip", on_click="ignore")
+
+
 def export() -> None:
     with field.records() as db:
-        rows = review.table(db)
-    st.text(words["review.count"].format(count=len(rows)))
-    if not rows:
-        return
-    st.download_button(
-        words["review.csv"], sheets.as_csv(review.COLUMNS, rows), "labels.csv", "text/csv", on_click="ignore"
-    )
-    if st.button(words["review.prepare"]):
-        with tempfile.TemporaryDirectory() as folder, st.spinner(words["review.preparing"]):
-            out = Path(folder) / "photos"
-            with field.records() as db:
-                made = review.export(db, field.folder / RECORDS, out)
-            found = sorted(path for path in out.rglob("*") if path.is_file())
-            if sum(path.stat().st_size for path in found) > MOST_ZIP_BYTES:
-                st.warning(words["review.large"])
-                return
-            packed = Path(folder) / "photos.zip"
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-                for path in found:
-                    archive.write(path, path.relative_to(out))
-            data = packed.read_bytes()
-        for sentence in made.assumptions:
-            st.info(literal(sentence))
-        columns = (words["review.label"], "train", "val", "test")
-        st.dataframe([dict(zip(columns, row, strict=True)) for row in made.counts], hide_index=True)
-        st.download_button(words["review.zip"], data, "photos.zip", "application/zip", on_click="ignore")
+        count = len(records.verdicts(db))
+    st.text(words["review.count"].format(count=count))
+    if count:
+        st.download_button(words["review.csv"], labels_csv, "labels.csv", "text/csv", on_click="ignore")
+    if count and visitor.reviews and st.button(words["review.prepare"]):
+        with st.spinner(words["review.preparing"]):
+            prepare()
 
 
 st.title(words["review.title"])
 state.setdefault("review_skipped", set())
 state.setdefault("review_done", [])
+state.setdefault("review_keys", {})
 st.pills(
     words["review.kinds"],
     list(kinds),
@@ -194,8 +232,7 @@ st.pills(
     on_change=lambda: state.pop("review_queue", None),
 )
 try:
-    if not state.get("review_queue"):
-        refill()
+    refill()
     if failed := state.pop("review_failed", ""):
         st.error(words["review.refused"].format(why=literal(failed)))
     st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))

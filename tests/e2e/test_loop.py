@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     made = Store(tmp_path / "field").folder
     with recording(made / "records") as recorder:
         for number in range(FRAMES):
-            seen = Seen(0, 1.8e9 + 7200 * (number * SESSIONS // FRAMES) + number, "row-7", audit=0.1)
+            seen = Seen(0, 1.8e9 + 86_400 * (number * SESSIONS // FRAMES) + number, "row-7", audit=0.1)
             top = (number + number % 3 % 2) % 3
             shares = tuple(0.8 if place == top else 0.1 for place in range(3))
             said = Opinion("leaf-1", "student", seen.t, 5.0, top, shares, (top,), False, False)

@@ -33,11 +33,12 @@ ANA, VIC, BO, LATE = "ana@farm.example", "vic@farm.example", "bo@farm.example", 
 STRANGER = "<img src=x onerror=alert(1)>@evil.example"
 ACCOUNTS: dict[str, dict[str, Any]] = {
     "Ana": {"email": "Ana@Farm.example", "email_verified": True},
-    "Vic": {"email": VIC},
+    "Vic": {"email": VIC, "email_verified": True},
     "Stranger": {"email": STRANGER, "email_verified": True},
     "Pretender": {"email": ANA, "email_verified": False},
     "No address": {},
-    "Late": {"email": LATE, "iat": int(time.time()) - 3000},
+    "Unsaid": {"email": ANA},
+    "Late": {"email": LATE, "email_verified": True, "iat": int(time.time()) - 3000},
 }
 
 
