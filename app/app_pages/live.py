@@ -26,7 +26,11 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
     named |= {UNSURE: words["live.form_unsure"], NOT_A_PLANT: words["live.form_not_a_plant"]}
     with st.form("label", border=False):
         label = st.radio(
-            words["live.form"], list(named), format_func=lambda name: literal(named[name]), label_visibility="collapsed"
+            words["live.form"],
+            list(named),
+            index=None,
+            format_func=lambda name: literal(named[name]),
+            label_visibility="collapsed",
         )
         who = visitor.name or st.text_input(
             words["live.form_who"], value=st.session_state.get("who", ""), max_chars=100
@@ -39,7 +43,9 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
             st.info(words["live.asked"])
         except AgriKDError as error:
             st.error(literal(error))
-    if done:
+    if done and not label:
+        st.warning(words["live.form"])
+    elif done:
         st.session_state.who = who
         try:
             field.label(visitor, Label(uuid.uuid4().hex, frame, label, who, time.time(), LIVE, note))
