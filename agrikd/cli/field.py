@@ -95,7 +95,9 @@ def access_add(
 
     The password is asked for, or read from stdin where that is no terminal.
 
-    Examples: agrikd access add Ana --role reviewer; agrikd access add ana@farm.example --no-password
+    Example: agrikd access add Ana --role reviewer
+
+    Example: agrikd access add ana@farm.example --no-password
     """
     from agrikd.access import Access
 
