@@ -388,6 +388,16 @@ def test_the_page_without_runs_says_so(page: Callable[[], AppTest], tmp_path: Pa
     assert not app.exception and "agrikd demo" in app.info[0].value
 
 
+def test_the_page_shows_the_cards_of_what_serves(page: Callable[[], AppTest], tmp_path: Path) -> None:
+    """As they are written, whatever they hold."""
+    release = tmp_path / "field" / "releases" / "2-abc"
+    files.write_text(release / "card.md", "# Leaf\n<img src=x onerror=alert(1)> [a](b)")
+    (tmp_path / "field" / "current").symlink_to(release)
+    app = page()
+    assert not app.exception and [one.value for one in app.code] == ["# Leaf\n<img src=x onerror=alert(1)> [a](b)"]
+    assert "2" in app.expander[-1].label and "abc" in app.expander[-1].label
+
+
 def test_the_page_shows_all_of_a_run_and_its_neighbour(page: Callable[[], AppTest], tmp_path: Path) -> None:
     with records.create(tmp_path / "field" / RECORDS) as db:
         records.add_model(db, HOSTILE, "student", SPEC)

@@ -17,7 +17,7 @@ from agrikd.types import ModelSpec, Scale
 
 words, field = st.session_state.words, site.Field.here()
 ROOT = gallery.folder(field.folder)
-LIVE_S, LIVE_POINTS, MOST_LOGS, MOST_PAIRS = 2, 100, 8, 5
+LIVE_S, LIVE_POINTS, MOST_LOGS, MOST_PAIRS, MOST_CARD = 2, 100, 8, 5, 20_000
 STATES = {
     "finished": words["models.finished"],
     "training": words["models.training"],
@@ -375,6 +375,15 @@ def installed() -> None:
     st.table(columns((*heads, words["models.calibration"]), rows), border="horizontal")
 
 
+def cards() -> None:
+    """Of the releases that serve and did before, as their signed bundles say; a release is read whole or not at all."""
+    for link in ("current", "previous"):
+        path = field.folder / link / "card.md"
+        if path.is_file():
+            with st.expander(words["models.card"].format(release=literal(path.resolve().parent.name))):
+                st.code(path.read_text(errors="replace")[:MOST_CARD], language=None, wrap_lines=True)
+
+
 VIEWS = {
     "quality": (words["models.quality"], quality),
     "training": (words["models.curves"], training),
@@ -417,3 +426,4 @@ if found:
     except AgriKDError as error:
         st.error(literal(error, 600))
 installed()
+cards()
