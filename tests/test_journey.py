@@ -150,7 +150,7 @@ def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path:
     pooled = {arm.place.labels for arm in study.arms if arm.arm == "mse + unlabelled"}
     assert pooled == {8, None}, "some photos have no label in the manifest itself"
     page = (tmp_path / "study.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "macro-F1 at 8, all labels a class" in page and "1 seeds say little" in page
 
 
