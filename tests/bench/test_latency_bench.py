@@ -13,7 +13,8 @@ from agrikd.recipe import NetSpec
 from agrikd.types import ModelSpec
 
 CLASSES = ("blight", "healthy", "rust")
-NETS = {"mobilenetv2_100": 224, "mobilenetv3_small_050": 224, "tf_efficientnet_lite0": 224}
+NETS = {"mobilenetv2_100": 224, "mobilenetv3_small_050": 224}
+"""The large one first."""
 
 pytestmark = pytest.mark.bench
 
@@ -34,4 +35,4 @@ def test_what_stands_around_the_session(tmp_path: Path, threads: int) -> None:
         print(f"{name}, {threads} threads: {one.p50:.2f} ms, session alone {one.bare:.2f}{beside}")
     large, *small = found
     assert large.bare and large.p50 <= 1.15 * large.bare
-    assert all(one.bare and one.p50 <= one.bare + 1.0 for one in small if one.bare and one.bare < large.bare)
+    assert [one.model for one in small if not one.bare or one.p50 > one.bare + 1.0] == []
