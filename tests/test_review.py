@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Button
 
 from agrikd import files, kept, records, review, sheets, site
 from agrikd.access import Visitor
@@ -182,8 +183,12 @@ def page(db: sqlite3.Connection, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     yield made.switch_page("app_pages/review.py").run()
 
 
+def button(page: AppTest, label: str) -> Button:
+    return next(one for one in page.button if one.label == site.literal(label))
+
+
 def press(page: AppTest, label: str) -> AppTest:
-    next(one for one in page.button if one.label == site.literal(label)).click()
+    button(page, label).click()
     page.run()
     assert not page.exception, page.exception
     return page
@@ -237,10 +242,20 @@ def test_many_classes_are_chosen_from_a_list(db: sqlite3.Connection, folder: Pat
 
 
 def test_a_press_that_comes_twice_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
-    late = next(one for one in page.button if one.label == "healthy")
+    late = button(page, "healthy")
     press(page, "Skip")
     late.click().run()
     assert not page.exception and not records.verdicts(db) and page.text[0].value == "0 judged now, 2 waiting"
+
+
+def test_a_key_that_a_last_question_hears_too_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
+    press(page, CLASSES[0])
+    left = button(page, CLASSES[0])
+    press(page, "Undo")
+    states = page._tree.get_widget_states()
+    states.widgets.extend(one.click()._widget_state for one in (button(page, CLASSES[0]), left))
+    page._run(states)
+    assert {f: one.label for f, one in records.verdicts(db).items()} == {3: CLASSES[0]}
 
 
 def test_a_random_frame_is_judged_blind(page: AppTest, db: sqlite3.Connection, folder: Path) -> None:

@@ -24,7 +24,7 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
         st.warning(literal(error))
     named = {**{name: labels.get(name, name) for name in classes}}
     named |= {UNSURE: words["live.form_unsure"], NOT_A_PLANT: words["live.form_not_a_plant"]}
-    with st.form("label", border=False):
+    with st.form(f"label-{frame}", border=False):  # else it would keep what was chosen for another frame and not saved
         label = st.radio(
             words["live.form"],
             list(named),

@@ -45,12 +45,19 @@ def refill() -> None:
             state.review_queue = review.queue(db, state.review_kinds or list(kinds), skipped=state.review_skipped)
 
 
-# Streamlit may answer one press twice where it comes while the page is still being made: what a press is for is in its
-# arguments, and it counts only as long as that is what the page asks.
+# While the next page is on its way a browser still has buttons of the last one, and one key may press both. So each
+# button belongs to one question, in its key and in its arguments, and counts only as long as that is what is asked.
 
 
-def asks(frame: int) -> bool:
-    return bool(state.review_queue) and state.review_queue[0].frame == frame
+def question() -> str:
+    """What is asked now: the same frame after an undo is another question."""
+    frame = state.review_queue[0].frame if state.get("review_queue") else 0
+    return f"{state.review_turn}-{frame}"
+
+
+def ask_next(queue: list[Kept]) -> None:
+    state.review_queue = queue
+    state.review_turn += 1
 
 
 def say(label: Label) -> bool:
@@ -64,45 +71,45 @@ def say(label: Label) -> bool:
     return True
 
 
-def judge(frame: int, name: str) -> None:
-    if not asks(frame):
+def judge(asked: str, frame: int, name: str) -> None:
+    if asked != question():
         return
     key = state.review_keys.setdefault((frame, name), uuid.uuid4().hex)  # a second try is the same label
     who, note = state.get("review_who", ""), state.get("review_note", "")
     if say(Label(key, frame, name, who, time.time(), REVIEW, note)):
         del state.review_keys[frame, name]
         state.review_done.append((frame, key))
-        state.review_queue = state.review_queue[1:]
+        ask_next(state.review_queue[1:])
 
 
-def choose(frame: int) -> None:
-    if name := state.get(f"choice-{frame}"):
-        judge(frame, name)
+def choose(asked: str, frame: int) -> None:
+    if name := state.get(f"choice-{asked}"):
+        judge(asked, frame, name)
 
 
-def skip(frame: int) -> None:
-    if asks(frame):
+def skip(asked: str, frame: int) -> None:
+    if asked == question():
         state.review_skipped.add(frame)
-        state.review_queue = state.review_queue[1:]
+        ask_next(state.review_queue[1:])
         state.review_note = ""
 
 
-def undo(count: int) -> None:
-    """Take back the last of so many."""
-    if count != len(state.review_done):
+def undo(asked: str) -> None:
+    """Take back the last."""
+    if asked != question():
         return
     frame, key = state.review_done[-1]
     if say(Label(uuid.uuid4().hex, frame, WITHDRAWN, state.get("review_who", ""), time.time(), REVIEW, key)):
         state.review_done.pop()
         with field.records() as db:
             again = kept.of_frame(db, frame)
-        state.review_queue = [again, *state.review_queue] if again else state.review_queue
+        ask_next([again, *state.review_queue] if again else state.review_queue)
 
 
 def undo_button() -> None:
-    count = len(state.review_done)
-    args = {"width": "stretch", "type": "tertiary", "disabled": not count, "on_click": undo, "args": (count,)}
-    st.button(words["review.undo"], key=f"undo-{count}", shortcut="z", **args)
+    asked, none = question(), not state.review_done
+    args = {"width": "stretch", "type": "tertiary", "disabled": none, "on_click": undo, "args": (asked,)}
+    st.button(words["review.undo"], key=f"undo-{asked}", shortcut="z", **args)
 
 
 def said(one: Kept) -> dict[str, Answer]:
@@ -122,15 +129,17 @@ def bars(found: dict[str, Answer], labels: dict[str, str]) -> None:
 
 
 def buttons(one: Kept, labels: dict[str, str]) -> None:
+    asked = question()
+
     def button(name: str, key: str | None) -> None:
-        text, args = literal(named(name, labels)), (one.frame, name)
-        st.button(text, key=f"label-{one.frame}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
+        text, args = literal(named(name, labels)), (asked, one.frame, name)
+        st.button(text, key=f"label-{asked}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
 
     classes = one.student.classes if one.student else one.teacher.classes if one.teacher else ()
     for place, name in enumerate(classes[:MOST_BUTTONS]):
         button(name, str(place + 1) if place < 9 else None)
     if rest := classes[MOST_BUTTONS:]:
-        key, args = f"choice-{one.frame}", (one.frame,)
+        key, args = f"choice-{asked}", (asked, one.frame)
         shown = {name: named(name, labels) for name in rest}
         st.selectbox(
             words["review.more"], rest, None, shown.__getitem__, key, on_change=choose, args=args, placeholder="…"
@@ -138,7 +147,7 @@ def buttons(one: Kept, labels: dict[str, str]) -> None:
     for name, key in ((NOT_A_PLANT, "n"), (UNSURE, "u")):
         button(name, key)
     left, right = st.columns(2)
-    key, args = f"skip-{one.frame}", (one.frame,)
+    key, args = f"skip-{asked}", (asked, one.frame)
     left.button(words["review.skip"], key, shortcut="s", width="stretch", type="tertiary", on_click=skip, args=args)
     with right:
         undo_button()
@@ -223,6 +232,7 @@ st.title(words["review.title"])
 state.setdefault("review_skipped", set())
 state.setdefault("review_done", [])
 state.setdefault("review_keys", {})
+state.setdefault("review_turn", 0)
 st.pills(
     words["review.kinds"],
     list(kinds),
@@ -233,15 +243,16 @@ st.pills(
 )
 try:
     refill()
-    if failed := state.pop("review_failed", ""):
-        st.error(words["review.refused"].format(why=literal(failed)))
-    st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
-    if state.review_queue:
-        show(state.review_queue[0])
-    else:
-        st.info(words["review.empty"])
-        if state.review_done and visitor.reviews:
-            undo_button()
+    with st.container():  # what stands below keeps its place, and an open expander stays open
+        if failed := state.pop("review_failed", ""):
+            st.error(words["review.refused"].format(why=literal(failed)))
+        st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
+        if state.review_queue:
+            show(state.review_queue[0])
+        else:
+            st.info(words["review.empty"])
+            if state.review_done and visitor.reviews:
+                undo_button()
     with st.expander(words["review.export"]):
         export()
 except AgriKDError as error:

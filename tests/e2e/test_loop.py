@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from app_kit import App, chromium, free_port
+from app_kit import App, chromium, free_port, settled
 from device_kit import CLASSES, net
 from field_kit import coloured, film
 from live_kit import number_in
-from playwright.sync_api import Page, TimeoutError, sync_playwright
+from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
 from serve_kit import recording, until
 
 from agrikd import image, records, site
@@ -77,17 +77,25 @@ ASKED = """before => {
 
 def asked(page: Page, before: int, patience_ms: float = 20_000) -> tuple[int, int]:
     """The frame that the buttons are for, as soon as it is another one, and the number in its picture."""
-    frame, source = page.wait_for_function(ASKED, arg=before, timeout=patience_ms).json_value()
+    try:
+        frame, source = page.wait_for_function(ASKED, arg=before, timeout=patience_ms).json_value()
+    except TimeoutError as error:
+        error.add_note(page.inner_text("body"))
+        raise
     return frame, number_in(base64.b64decode(source.partition(",")[2]))
 
 
-def pressed(page: Page, key: str, button: str, frame: int) -> tuple[int, int]:
+def button(page: Page, frame: int, name: str) -> Locator:
+    return page.locator(f".st-key-judge-{frame}").get_by_role("button", name=name)
+
+
+def pressed(page: Page, frame: int, key: str, name: str) -> tuple[int, int]:
     """What is asked next, after a key; after its button where the page was not ready to hear the key."""
     page.keyboard.press(key)
     with contextlib.suppress(TimeoutError):
         return asked(page, frame, 5000)
     with contextlib.suppress(TimeoutError):  # it was heard late, and there is no such button any more
-        page.locator(f".st-key-{button} button").click(timeout=5000)
+        button(page, frame, name).click(timeout=5000)
     return asked(page, frame)
 
 
@@ -103,13 +111,14 @@ def test_labels_from_a_browser_train_a_student(folder: Path, tmp_path: Path) -> 
         for done in range(FRAMES):
             if done == 5:  # a slip of the finger, and back
                 name = truth(number + 1)
-                slipped, _ = pressed(page, KEYS[name], f"label-{frame}-{name}", frame)
-                assert pressed(page, "z", "undo-6", slipped) == (frame, number)
+                slipped, _ = pressed(page, frame, KEYS[name], name)
+                assert pressed(page, slipped, "z", "Undo") == (frame, number)
             if done < FRAMES - 1:
                 name = truth(number)
-                frame, number = pressed(page, KEYS[name], f"label-{frame}-{name}", frame)
-        page.locator(f".st-key-label-{frame}-{truth(number)} button").click()
+                frame, number = pressed(page, frame, KEYS[name], name)
+        button(page, frame, truth(number)).click()
         page.get_by_text(f"{FRAMES} judged now, 0 waiting").wait_for()
+        settled(page)
         page.get_by_text("The labels as next season").click()
         page.get_by_role("button", name="Prepare photos for training").click()
         with page.expect_download(timeout=60_000) as coming:
