@@ -139,22 +139,33 @@ class Study:
 
     def words(self) -> list[str]:
         """What the study comes to, in sentences."""
-        verdicts = [f"{arm} {intervals.verdict(found, unit=self.measure.unit)}" for arm, found in self.overall.items()]
-        verdicts += self._from_the_pool()
-        places = len({arm.place for arm in self.arms if arm.arm == ALONE})
-        return [*(f"over all {places} places: {said}" if places > 1 else said for said in verdicts), *self.cautions()]
+        unit, places = self.measure.unit, {arm.place for arm in self.arms if arm.arm == ALONE}
+        said = {arm: [f"{arm} {intervals.verdict(found, unit=unit)}"] for arm, found in self.overall.items()}
+        for arm, share in self._from_the_pool().items():
+            said[arm].append(f"{arm}: {share}")
+        verdicts = []
+        for arm, sentences in said.items():
+            tried = len(self._gains_of(arm))
+            every = f"all {tried} places" if tried == len(places) else f"{tried} of {len(places)} places"
+            verdicts += [f"over {every}: {one}" if len(places) > 1 else one for one in sentences]
+        return [*verdicts, *self.cautions()]
 
-    def _from_the_pool(self) -> list[str]:
-        """For each method that helps with the pool: how much of the gain the photos without labels brought."""
-        said = []
+    def _gains_of(self, arm: str) -> dict[Place, float]:
+        return {one.place: one.difference.mean for one in self.arms if one.arm == arm and one.difference}
+
+    def _from_the_pool(self) -> dict[str, str]:
+        """For each method that helps with the pool: how much of the gain the photos without labels brought, over the
+        places that have such photos."""
+        said = {}
         for arm, found in self.overall.items():
-            without = self.overall.get(arm.removesuffix(POOL))
-            if arm.endswith(POOL) and without and found.low > 0:
-                pool, unit = found.mean - without.mean, self.measure.unit
+            own, without = self._gains_of(arm), self._gains_of(arm.removesuffix(POOL))
+            if arm.endswith(POOL) and own.keys() <= without.keys() and found.low > 0:
+                unit = self.measure.unit
+                pool = float(np.mean([gain - without[place] for place, gain in own.items()]))
                 share = f"{100 * pool:.1f} of {100 * found.mean:.1f} points".replace("-", "−")
                 if unit is not None:
                     share = f"{figure(pool)} of {figure(found.mean)} {unit} of error"
-                said.append(f"{arm}: the photos without labels brought {share}")
+                said[arm] = f"the photos without labels brought {share}"
         return said
 
     def summary(self) -> str:

@@ -66,6 +66,18 @@ def test_verdicts_are_of_each_arm_against_alone() -> None:
     assert cells[ALONE][8] == cells[TEACHER][8] == "–"
 
 
+def test_the_pool_is_judged_where_it_was_tried() -> None:
+    full = Place("leaves", None, "student")
+    wrong = [(PLACE, ALONE, 30), (PLACE, "kd", 24), (PLACE, "kd" + POOL, 6), (full, ALONE, 10), (full, "kd", 4)]
+    runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
+    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    gain = {(arm.place, arm.arm): 100 * arm.difference.mean for arm in made.arms if arm.difference}
+    with_pool, without = gain[PLACE, "kd" + POOL], gain[PLACE, "kd"]
+    said = f"kd + unlabelled: the photos without labels brought {with_pool - without:.1f} of {with_pool:.1f} points"
+    assert f"over 1 of 2 places: {said}" in made.words()
+    assert any(one.startswith("over all 2 places: kd helps by") for one in made.words())
+
+
 def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
     runs = [judged(TAUGHT, TEACHER, 0, 5), judged(PLACE, ALONE, 0, 9), judged(PLACE, "kd", 0, 9, "a random head")]
     made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
