@@ -30,8 +30,15 @@ from agrikd.device.desk import Reply
 from agrikd.device.store import Store
 from agrikd.dsse import Key
 from agrikd.records import REVIEW, Label, Opinion, Place, Seen
+from agrikd.types import ModelSpec
 
 CLASSES, TEACHERS = ["rust", "healthy"], ["healthy", "scorch", "rust"]
+HOSTILE = (
+    '<img src=x onerror="window.taken=1">' + "W" * 264,
+    "\"'><script>window.taken=1</script> **bold** $x^2$ :red[red] `code`",
+    "[link](javascript:window.taken=1) <b class=taken>" + "no space " * 25,
+)
+"""What somebody may call a class, a camera or a field; one has 300 characters and no place to break."""
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 PAGES = re.findall(r'^    "(\w+)": "', (site.pages() / "main.py").read_text(), re.M)
 
@@ -92,6 +99,7 @@ class Agent(StandIn):
         self.picture_s: Callable[[int], float] = lambda frame: 0.0
         """How long it takes to hand out a frame's picture."""
         self.times: dict[int, float] = {}
+        self.classes, self.teachers = CLASSES, TEACHERS
 
     @property
     def quiet_s(self) -> float:
@@ -106,14 +114,20 @@ class Agent(StandIn):
             return said, jpeg
         frame = said["frame"]
         self.times[frame] = said["t"]
-        own = {"classes": CLASSES, "student": _opinion(shares(frame)), "smoothed": shares(frame, 1)}
+        own = {"classes": self.classes, "student": _opinion(shares(frame)), "smoothed": shares(frame, 1)}
         return {**said, **own, "second": self._second(self.answered)}, jpeg
 
     def _second(self, frame: int) -> dict[str, Any] | None:
         if not frame:
             return None
         both = {"teacher": _opinion(teachers(frame)), "student": _opinion(shares(frame))}
-        return {"frame": frame, "t": self.times[frame], "classes": TEACHERS, "student_classes": CLASSES, **both}
+        return {
+            "frame": frame,
+            "t": self.times[frame],
+            "classes": self.teachers,
+            "student_classes": self.classes,
+            **both,
+        }
 
     def _frame_(self, frame: int) -> Reply:
         time.sleep(self.picture_s(frame))
@@ -142,10 +156,14 @@ class App:
 class Field:
     """Agent, live view and app, of which any may be away for a while. In the records are a few days."""
 
-    def __init__(self, folder: Path, fps: float) -> None:
+    def __init__(self, folder: Path, fps: float, hostile: bool = False) -> None:
         self.folder, self.agent = folder, Agent(folder, fps)
         Store(folder).trust(trust.first([Key.new(folder / "farm.key")]).to_bytes(), "root")
-        _remember(folder / "records")
+        if hostile:
+            self.agent.classes, self.agent.teachers = list(HOSTILE[:2]), list(HOSTILE)
+            _remember(folder / "records", replace(SPEC, classes=HOSTILE), Place(*HOSTILE[:2]), HOSTILE[2])
+        else:
+            _remember(folder / "records", SPEC, Place("north", "7"), "")
         self.live, self._running = Live(folder), contextlib.ExitStack()
         url = f"http://127.0.0.1:{self.live.port}"
         (folder / "live.json").write_text(json.dumps({"url": url, "cameras": ["row-7"]}))
@@ -177,24 +195,24 @@ class Field:
         self.end_agent()
 
 
-def _remember(folder: Path) -> None:
+def _remember(folder: Path, spec: ModelSpec, place: Place, note: str) -> None:
     """An hour each: a frame drawn at random, one that the model is unsure of, one of no plant, a disagreement."""
     no = Opinion("teacher", "teacher", time.time(), 90.0, 1, (0.1, 0.8, 0.1), (1,), False, False)
     with recording(folder) as recorder:
         for number in range(96):
             kind, t = number % 4, time.time() - 3600 * (96 - number)
             said = replace(opinion(number), t=t, unsure=kind == 1, unknown=kind == 2)
-            new = Seen(0, t, "row-7", Place("north", "7"), audit=None if kind else 0.01)
-            seen = recorder.frame(new, (said, SPEC), ("doubt", image.encode_jpeg(burnt(number))), "")
+            new = Seen(0, t, note or "row-7", place, audit=None if kind else 0.01)
+            seen = recorder.frame(new, (said, spec), ("doubt", image.encode_jpeg(burnt(number))), "")
             if kind in (0, 3):
-                recorder.opinion(seen.id, no if kind else replace(no, top=0, probabilities=(0.8, 0.1, 0.1)), SPEC)
+                recorder.opinion(seen.id, no if kind else replace(no, top=0, probabilities=(0.8, 0.1, 0.1)), spec)
             if not kind and number % 8:
-                recorder.label(Label(f"click-{number:04}", seen.id, "blight", "Ana", t + 60, REVIEW))
+                recorder.label(Label(f"click-{number:04}", seen.id, spec.classes[0], "Ana", t + 60, REVIEW, note))
 
 
 @contextlib.contextmanager
-def field(folder: Path, fps: float = 10.0) -> Iterator[Field]:
-    one = Field(folder, fps)
+def field(folder: Path, fps: float = 10.0, hostile: bool = False) -> Iterator[Field]:
+    one = Field(folder, fps, hostile)
     try:
         yield one
     finally:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from app_kit import (
     DESK,
+    HOSTILE,
     PAGES,
     PHONE,
     Field,
@@ -209,6 +210,40 @@ def test_everybody_can_read_and_use_every_page(
                 found += [(name, one["id"], node["html"][:200]) for node in one["nodes"]]
     page.context.close()
     assert found == []
+
+
+def test_what_people_wrote_comes_out_as_it_was_written(browser: Browser, tmp_path: Path) -> None:
+    """Names of classes, places and cameras, and notes, on every page of a phone."""
+    with field(tmp_path, hostile=True) as one:
+        page, shown = opened(browser, one.app.url, PHONE), set[str]()
+        found = complaints(page)
+        for name in PAGES:
+            page.goto(f"{one.app.url}/{'' if name == 'live' else name}")
+            settled(page)
+            if name == "live":
+                painting(page)
+                one.agent.answered = one.agent.frame
+                took(lambda: page.evaluate("probe.sample().second"))
+                shown.update(row["name"] for row in page.evaluate("probe.sample()")["rows"])
+            ran, made = "window.taken ?? 0", "document.querySelectorAll('.taken, img[src=x]').length"
+            assert page.evaluate(f"[{ran}, {made}, document.documentElement.scrollWidth]") == [0, 0, PHONE["width"]], (
+                name
+            )
+            if name == "review":
+                page.get_by_role("button", name=HOSTILE[1]).click()
+                page.get_by_text("1 judged now").wait_for()
+                assert [said["label"] for verb, said in one.agent.asked if verb == "label"] == [HOSTILE[1]]
+        page.context.close()
+    assert shown == set(HOSTILE[:2]) and found == []
+
+
+def test_too_large_a_file_is_refused_in_words(browser: Browser, seen: Field, tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(b"\xff\xd8\xff" + bytes(21 * 2**20))
+    page = opened(browser, f"{seen.app.url}/compare", PHONE)
+    settled(page)
+    page.locator("input[type=file]").set_input_files(tmp_path / "large.jpg")
+    page.get_by_text("20.0MB or smaller").wait_for()
+    page.context.close()
 
 
 def contrast(one: str, other: str) -> float:
