@@ -36,7 +36,7 @@ _CALIBRATION = 200
 
 @dataclass(frozen=True)
 class Artefact:
-    """One precision of a Run. file: in the Run folder, or elsewhere; None where it was dropped. releases: of TensorRT
+    """One precision of a Run. file: its name in the Run folder; None where it was dropped. releases: of TensorRT
     whose parser takes it, as far as can be told without one. found: of its answers, in words. why: kept or dropped."""
 
     precision: Precision
@@ -51,8 +51,9 @@ class Artefact:
 def export(folder: Path, precision: Precision, count: int, out: Path | None = None) -> Artefact:
     """Write a Run in one precision and record it in artefacts.json, or record why not and raise `ParityError`.
 
-    count: photos it is compared on, those of test first, then val, then train. Eight bits are judged on all labelled
-    photos of test, or of val where there are none, and FP32 is written first where it is not there.
+    out: of a file for elsewhere, which is not recorded. count: photos it is compared on, those of test first, then
+    val, then train. Eight bits are judged on all labelled photos of test, or of val where there are none, and FP32 is
+    written first where it is not there.
     """
     path = out or folder / FILES[precision]
     try:
@@ -61,11 +62,12 @@ def export(folder: Path, precision: Precision, count: int, out: Path | None = No
     except ParityError as error:
         if out is None:
             path.unlink(missing_ok=True)  # of earlier weights
-        _record(folder, Artefact(precision, None, 0, "", (), str(error).partition("\n    →")[0], "dropped"))
+            _record(folder, Artefact(precision, None, 0, "", (), str(error).partition("\n    →")[0], "dropped"))
         raise
     digest = files.sha256(path.read_bytes())
     made = Artefact(precision, path.name, path.stat().st_size, digest, releases, found, "kept")
-    _record(folder, made)
+    if out is None:
+        _record(folder, made)
     return made
 
 

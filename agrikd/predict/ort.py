@@ -35,6 +35,10 @@ class OrtPredictor:
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             said = self._session.get_modelmeta().custom_metadata_map
+            if said.get("agrikd_precision") == "int8f16":
+                # Fused, ONNX Runtime multiplies FP16 scales with each other, and their products vanish.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+                self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             self.spec = ModelSpec.from_json(json.loads(said["agrikd"]))
             self.parameters = int(said["agrikd_parameters"])
             self.precision = said.get("agrikd_precision", "fp32")

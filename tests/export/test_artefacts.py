@@ -73,6 +73,7 @@ def test_what_no_release_would_read_is_not_kept(run: Path, monkeypatch: pytest.M
 
 def test_a_file_is_checked_against_each_release(run: Path, tmp_path: Path) -> None:
     artefacts.export(run, "fp32", 2, tmp_path / "m.onnx")
+    assert artefacts.artefacts(run) == [], "a file for elsewhere is no part of the Run"
     assert "reads it" in agrikd("export", "check", tmp_path / "m.onnx").stdout
     model = onnx.load(tmp_path / "m.onnx")
     model.graph.node.append(onnx.helper.make_node("Einsum", ["logits"], ["more"], equation="ij->ji"))

@@ -71,6 +71,25 @@ def test_each_file_is_for_its_releases(
     assert zero and all(not onnx.numpy_helper.to_array(one).any() for one in zero if not one.dims)
 
 
+def test_both_files_answer_alike_on_a_cpu(weights: Path, photos: list[Photo], tmp_path: Path) -> None:
+    """A net that has learned has channels whose scales are small, and whose products half precision cannot hold."""
+    spec = ModelSpec("leaves", "classification", CLASSES, (64, 64))
+    origin = NetSpec(timm="mobilenetv2_100", weights=str(weights / "mobilenetv2_100.in1k.safetensors"))
+    net = open_net(origin.model_copy(update={"input_size": spec.input_size}), CLASSES).eval()
+    reference, eight, wide = (tmp_path / f"{name}.onnx" for name in ("fp32", "int8", "int8f16"))
+    exporting.write_graph(net, spec, reference)
+    exporting.fold(reference)
+    int8.quantise(reference, eight, spec, photos[:20])
+    wide.write_bytes(eight.read_bytes())
+    int8.widen(wide)
+    said = []
+    for path in (reference, eight, wide):
+        exporting.describe(path, spec, 1, path.stem)
+        said.append(np.stack([one.logits for one in OrtPredictor(path)(photos[:30])]))
+    moved = [float(np.abs(one - said[0]).mean() / said[0].std()) for one in said[1:]]
+    assert max(moved) < 0.5 and abs(moved[0] - moved[1]) < 0.05, moved
+
+
 def test_what_loses_too_much_is_refused(
     reference: Path, judged: int8.Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
