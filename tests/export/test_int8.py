@@ -143,12 +143,14 @@ def test_numbers_are_judged_by_their_error() -> None:
     assert not worse.passed and "0.02 % of mean error lost, at most 0.05 (0.03 allowed)" in str(worse)
 
 
-def test_the_root_logger_is_as_it_was(reference: Path, photos: list[Photo], tmp_path: Path) -> None:
+def test_the_quantiser_says_nothing_and_leaves_the_root_logger(
+    reference: Path, photos: list[Photo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import logging
 
     before = logging.root.level
     int8.quantise(reference, tmp_path / "eight.onnx", SPEC, photos[:2])
-    assert logging.root.level == before
+    assert logging.root.level == before and capsys.readouterr().out == ""
 
 
 def test_every_node_gets_constants_of_its_own() -> None:
