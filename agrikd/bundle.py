@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -94,6 +95,11 @@ class Release:
     def id(self) -> str:
         """Its folder's name on a device."""
         return f"{self.seq}-{files.sha256(self.payload())[:8]}"
+
+    @property
+    def expired(self) -> str:
+        """The last day that it was meant for, where that has gone by as this machine's clock has it; else empty."""
+        return self.expires if self.expires and self.expires < time.strftime("%Y-%m-%d") else ""
 
     @property
     def size_bytes(self) -> int:
@@ -249,12 +255,18 @@ class Bundle:
 
     def _read_envelope(self) -> bytes:
         """The first member, whose size alone is not known beforehand."""
+        begins = self._at(0, min(len(_FIRST), self._size))
+        if not _FIRST.encode().startswith(begins):
+            raise self._none()
         header = self._at(0, _BLOCK)
         digits = header[124:135]
         size = int(digits, 8) if re.fullmatch(rb"[0-7]{11}", digits) else -1
         if header != _header(_FIRST, size) or not 0 < size <= MAX_ENVELOPE_BYTES:
-            raise InputError(Problem(str(self.path), "is no bundle", "expected an .akb file of agrikd bundle pack"))
+            raise self._none()
         return self._at(_BLOCK, size)
+
+    def _none(self) -> InputError:
+        return InputError(Problem(str(self.path), "is no bundle", "expected an .akb file of agrikd bundle pack"))
 
     def _layout(self) -> list[int]:
         """Where each file's bytes begin; raises `InputError` unless the whole is as long as that makes it."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from agrikd import console, files
+from agrikd import console, extras, files
 from agrikd.errors import AgriKDError
 
 INTERRUPTED = 130
@@ -18,7 +20,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with files.storage_errors():
+            with files.storage_errors(), _missing_extras():
                 return super().invoke(ctx)
         except AgriKDError as error:
             console.complain(str(error))
@@ -28,3 +30,14 @@ class Group(TyperGroup):
                 "interrupted; what was finished is kept\n    → the same command goes on (distill: --resume)"
             )
             raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _missing_extras() -> Iterator[None]:
+    """An import of what an extra brings ends as a `MissingExtraError`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (known := extras.of(error)) is None:
+            raise
+        raise known from None

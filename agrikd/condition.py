@@ -6,12 +6,17 @@ as not said.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
-HOT_C, LITTLE_SHARE, OLD_S = 85.0, 0.05, 120.0
-"""From here on a person should look: the hottest zone, what is free of memory or disk, the newest frame's age."""
-_TEXT, _CAMERAS = 300, 64
+HOT_C, LITTLE_SHARE, OLD_S, FAILURES = 85.0, 0.05, 120.0, 2
+"""From here on a person should look: the hottest zone, what is free of memory or disk, the newest frame's age, how
+often in a row something beside the agent ended."""
+_TEXT, _CAMERAS, _AIDES = 300, 64, 8
 _MOST = 1e15
+LAST_T = 2.0**33
+"""The year 2242: no clock says more."""
 _UNITS = ("d", 86_400), ("h", 3600), ("min", 60)
 
 
@@ -30,8 +35,9 @@ class Eye:
 
 @dataclass(frozen=True)
 class Wrong:
-    """Something to look at. what: "agent", "model", "lost", "old", "said", "hot", "disk", "memory" or "dropped". name:
-    of the camera. why: in the device's words. number: °C, seconds, the share that is free, or how many frames."""
+    """Something to look at. what: "agent", "model", "lost", "old", "aide", "said", "expired", "hot", "disk", "memory"
+    or "dropped". name: of the camera, or of what runs beside the agent. why: in the device's words; of "expired" the
+    day. number: °C, seconds, the share that is free, or how many frames."""
 
     what: str
     name: str = ""
@@ -42,7 +48,9 @@ class Wrong:
 @dataclass(frozen=True)
 class Condition:
     """None or empty where the device does not say. wanted: what should serve. memory, disk: the shares that are free.
-    waiting, dropped: frames that its disk has not taken yet, and that it never got. troubles: in its own words."""
+    waiting, dropped: frames that its disk has not taken yet, and that it never got. release: name and version of what
+    it was given to serve; expired: the last day that this was meant for, where it has gone by. aides: what keeps ending
+    beside the agent, and why. troubles: in its own words."""
 
     answers: bool
     serving: str = ""
@@ -59,6 +67,9 @@ class Condition:
     rows: float | None = None
     waiting: float | None = None
     dropped: float | None = None
+    release: str = ""
+    expired: str = ""
+    aides: tuple[tuple[str, str], ...] = ()
     troubles: tuple[str, ...] = ()
 
     @classmethod
@@ -84,6 +95,9 @@ class Condition:
             rows=number(at(records, "rows")),
             waiting=number(at(records, "waiting")),
             dropped=number(at(records, "dropped")),
+            release=" ".join(filter(None, (text(at(agent, "release", key)) for key in ("name", "version")))),
+            expired=text(at(agent, "release", "expired")),
+            aides=tuple(_failing(at(agent, "aides"))),
             troubles=tuple(filter(None, troubles)),
         )
 
@@ -102,7 +116,9 @@ class Condition:
         found += [Wrong("lost", eye.name, eye.why) for eye in self.eyes if eye.state == "lost"]
         ages = [(eye.name, eye.age_s or 0.0) for eye in self.eyes if eye.state == "live"]
         found += [Wrong("old", name, number=age_s) for name, age_s in ages if age_s > OLD_S]
+        found += [Wrong("aide", name, why) for name, why in self.aides]
         found += [Wrong("said", why=words) for words in self.troubles]
+        found += [Wrong("expired", why=self.expired)] if self.expired else []
         if self.celsius is not None and self.celsius >= HOT_C:
             found.append(Wrong("hot", number=self.celsius))
         for what, free in (("disk", self.disk), ("memory", self.memory)):
@@ -117,6 +133,12 @@ def age(seconds: float) -> tuple[int, str]:
         if seconds >= 2 * length:
             return int(seconds // length), unit
     return max(0, round(seconds)), "s"
+
+
+def clock(t: object) -> str:
+    """When that was by this machine's clock, to the second; empty for what is no time within reason."""
+    known = number(t)
+    return f"{datetime.fromtimestamp(known):%Y-%m-%d %H:%M:%S}" if known is not None and 0 <= known < LAST_T else ""
 
 
 def at(said: object, *keys: str) -> object:
@@ -140,6 +162,13 @@ def text(said: object) -> str:
 def _share(part: object, whole: object) -> float | None:
     some, everything = number(part), number(whole)
     return min(1.0, max(0.0, some / everything)) if some is not None and everything else None
+
+
+def _failing(said: object) -> Iterator[tuple[str, str]]:
+    """(name, why) of each aide that has ended `FAILURES` times in a row; an older agrikd says no why, and counts on."""
+    for name, one in [*said.items()][:_AIDES] if isinstance(said, dict) else ():
+        if (number(at(one, "failures")) or 0) >= FAILURES and (why := text(at(one, "why"))):
+            yield text(name), why
 
 
 def _eye(name: str, said: object) -> Eye:

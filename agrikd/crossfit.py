@@ -98,6 +98,6 @@ def _without(manifest: Manifest, judged: tuple[int, ...]) -> Manifest:
 
 def _predicted(folder: Path, manifest: Manifest, rows: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
     predictor = TorchPredictor.from_run(folder)
-    made, _ = evaluate.predict_rows(predictor, manifest, rows)
+    made = evaluate.predict_rows(predictor, manifest, rows)
     truth = evaluate.truth_of(manifest, rows, predictor.spec, "held out")
     return np.stack([one.logits for one in made]), truth

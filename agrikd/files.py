@@ -64,14 +64,15 @@ def replacing(path: Path, secret: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Like `replacing`, for a folder that must appear whole; if another writer was first, theirs stays."""
+    """Like `replacing`, for a folder that must appear whole; if another writer was first, theirs stays. An empty one
+    makes room."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if not path.exists():
+            if not path.exists() or (path.is_dir() and not any(path.iterdir())):
                 temporary.rename(path)
                 sync(path.parent)
         except OSError as error:

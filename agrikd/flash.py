@@ -30,6 +30,7 @@ SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "Ser
 _AHEAD_S, _MOST_BYTES = 0.5, 2**20
 """What may be on the way unacknowledged: half a second of what the link has carried so far."""
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""After a link that carried something the first, after each that carried nothing the next."""
 _FINAL = ("Permission denied", "Host key verification failed", "not found", "No module named")
 """Words of ssh, or of the device's shell, that no waiting mends."""
 
@@ -57,7 +58,7 @@ class Outcome:
     """How a host ended. phase: COMMITTED, ROLLED_BACK, REFUSED, UNREACHABLE, or WOULD TAKE of a dry run.
 
     sent_bytes: of chunks, repeated ones too. cuts: how often the link broke. needed_bytes: what a device lacked at
-    first. seconds: all in all.
+    first. seconds: all in all. expired: the last day that the bundle was meant for, where that has gone by.
     """
 
     host: str
@@ -69,6 +70,7 @@ class Outcome:
     sent_bytes: int = 0
     cuts: int = 0
     seconds: float = 0.0
+    expired: str = ""
 
     @property
     def good(self) -> bool:
@@ -89,7 +91,9 @@ class _Talk:
 
     def run(self) -> Outcome:
         """Until the device has said how it ended, or nothing has moved for `patience_s`."""
+        pauses = iter(_PAUSES_S)
         while True:
+            begun = time.monotonic()
             try:
                 self._once()
                 break
@@ -99,7 +103,9 @@ class _Talk:
             if hopeless or time.monotonic() - self.progress_at > self.options.patience_s:
                 break
             self.outcome.cuts += 1
-            pause = _PAUSES_S[min(self.outcome.cuts, len(_PAUSES_S)) - 1]
+            if self.progress_at > begun:
+                pauses = iter(_PAUSES_S)
+            pause = next(pauses, _PAUSES_S[-1])
             self.report(self.outcome.host, f"{self.outcome.reason}; again in {pause:g} s", None)
             time.sleep(min(pause, self.options.patience_s))
         return self.outcome
@@ -129,6 +135,7 @@ class _Talk:
                 self.words.append(line.decode(errors="replace").strip())
 
     def _talk(self, wire: Wire, bundle: Bundle) -> None:
+        self.outcome.expired = bundle.release.expired
         hello = self._hear(wire)
         if hello.get("protocol") != PROTOCOL:
             raise DeviceError(f"speaks protocol {hello.get('protocol')}, this agrikd {PROTOCOL}: update the older one")

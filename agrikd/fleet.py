@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from urllib.parse import quote
 
 from agrikd import files, image, records
 from agrikd.access import Visitor
-from agrikd.condition import Condition, Eye, at, number, text
+from agrikd.condition import LAST_T, Condition, Eye, at, clock, number, text
 from agrikd.device import installer, settings, support, vitals
 from agrikd.device.post import AwayError, Server
 from agrikd.device.settings import HubSettings
@@ -33,8 +32,6 @@ from agrikd.types import ModelSpec
 BEATS, FRAMES, LINES = 120, 50, 200
 """How many heartbeats and frames of a device are looked at, and how many lines of a log."""
 _EVENTS = 5000
-_LAST_T = 2.0**33
-"""The year 2242: no clock says more."""
 _SIDE, _QUALITY = 960, 80
 _AGAIN_S, _SLOWLY_S, _WAIT_S, _OUTDATED = 4.0, 30.0, 2.0, 4
 
@@ -140,8 +137,8 @@ def support_file(folder: Path) -> bytes:
         return path.read_bytes()
 
 
-def log(folder: Path) -> list[tuple[str, str, str]]:
-    """(what, release, more) of the lines of the device's log, newest first. They bear no time."""
+def log(folder: Path) -> list[tuple[str, str, str, str]]:
+    """(when, what, release, more) of the lines of the device's log, newest first; when: by its clock, or empty."""
     with _worded(folder):
         path = folder / "log.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
@@ -152,7 +149,7 @@ def events(folder: Path) -> list[tuple[str, str, str]]:
     """(when, what, more) of the newest events in the records, newest first; when: by this machine's wall clock."""
     with _worded(folder), contextlib.closing(records.read(folder / RECORDS)) as db:
         found = db.execute("SELECT t, key, value FROM events ORDER BY id DESC LIMIT ?", (_EVENTS,)).fetchall()
-    return [(f"{datetime.fromtimestamp(t):%Y-%m-%d %H:%M:%S}", key, value) for t, key, value in found]
+    return [(clock(t), key, value) for t, key, value in found]
 
 
 def holding(rows: Iterable[tuple[str, ...]], word: str) -> list[tuple[str, ...]]:
@@ -161,13 +158,13 @@ def holding(rows: Iterable[tuple[str, ...]], word: str) -> list[tuple[str, ...]]
     return list(islice((row for row in rows if sought in " ".join(row).casefold()), LINES))
 
 
-def _line(line: str) -> tuple[str, str, str]:
+def _line(line: str) -> tuple[str, str, str, str]:
     try:
         said = dict(json.loads(line))
     except (ValueError, TypeError, RecursionError):  # a power cut left a part of it
-        return "", "", line
-    what, release = str(said.pop("what", "")), str(said.pop("release", ""))
-    return what, release, ", ".join(f"{key}: {value}" for key, value in said.items() if value)
+        return "", "", "", line
+    when, what, release = clock(said.pop("t", None)), str(said.pop("what", "")), str(said.pop("release", ""))
+    return when, what, release, ", ".join(f"{key}: {value}" for key, value in said.items() if value)
 
 
 def _faults(folder: Path, eyes: Iterable[Eye]) -> dict[str, str]:
@@ -362,7 +359,7 @@ def beats(told: Sequence[object]) -> list[Beat]:
     made: list[Beat] = []
     for one in reversed(told):
         t, period_s, condition = number(at(one, "t")), number(at(one, "period_s")), Condition.of(at(one, "vitals"))
-        if t is None or not 0 <= t < _LAST_T:
+        if t is None or not 0 <= t < LAST_T:
             continue
         if made and period_s and t - made[-1].t > 3 * period_s:
             made.append(Beat((t + made[-1].t) / 2))

@@ -24,6 +24,8 @@ from agrikd.recipe import NetSpec
 from agrikd.run import Run
 from agrikd.tasks._base import Task
 
+CONTROL = "a control: its teacher has a random head on purpose"
+"""The override of a study's control, whose refusal is expected and no news."""
 _MOST_ROWS = 500
 """Photos the teacher answers live; more would not change the verdict."""
 
@@ -82,11 +84,15 @@ def decide(findings: Sequence[Sequence[Check]], run: Run, override: str | None) 
         "override": override if refused else None,
     }
     files.write_json(run.folder / "gate.json", record)
+    if override is None:
+        for one in [one for checks in findings for one in checks if one.answer == "not checked"]:
+            console.say(f"the gate has not checked “{one.name}”: {one.why}")
     if not refused:
         return
     reasons = "\n".join(f"  {check.name}: {check.why}" for check in refused)
     if override:
-        console.say(f"The gate refuses this teacher:\n{reasons}\n  going on, because: {override}")
+        if override != CONTROL:
+            console.say(f"{run.folder}: the gate refuses its teacher:\n{reasons}\n  going on, because: {override}")
         return
     mend = "mend the teacher, or go on all the same with --override-gate 'the reason' (it is kept in the Run)"
     raise GateError(f"The teacher is not fit to teach:\n{reasons}\n    → {mend}")
@@ -198,7 +204,7 @@ def _if_reordered(found: Evidence, classes: tuple[str, ...]) -> str:
 def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | None) -> Check:
     name = "beats the student"
     if alone is None:
-        return Check(name, "not checked", "no student trained alone was given (gate.student_alone)")
+        return Check(name, "not checked", "no student trained alone was given: --student-alone RUN")
     own = tuple(alone.record().get("classes", ()))
     if own != task.classes:
         return Check(name, "not checked", f"the student alone knows {listed(own)}, not the same classes or bins")
@@ -207,10 +213,16 @@ def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | N
         student: Evidence | None = _live(net, loader, task, rows, "val rows")
     else:
         student = _held_out_evidence(alone, task)
-    if student is None or teacher.rows.endswith("may have been taught"):
-        return Check(name, "not checked", "there is no val split, and no held-out predictions of both")
+    if student is None:
+        wrong = "there is no val split, and the student alone has no held-out predictions"
+        mend = f"agrikd calibrate {alone.folder} makes them, or agrikd data split a val split"
+        return Check(name, "not checked", f"{wrong}: {mend}")
+    if teacher.rows.endswith("may have been taught"):
+        wrong = "there is no val split, and the teacher is no Run with held-out predictions"
+        return Check(name, "not checked", f"{wrong}: agrikd teach makes them")
     off = "off by " if task.scale else ""
-    said = f"teacher {off}{_said(teacher, task)} on {teacher.rows}, student alone {off}{_said(student, task)}"
+    told = f"student alone {off}{_said(student, task)} on {student.rows}"
+    said = f"teacher {off}{_said(teacher, task)} on {teacher.rows}, {told}"
     if teacher.mistake < student.mistake:
         return Check(name, "ok", said)
     return Check(name, "refused", f"{said}: a teacher no better than the student makes it worse")

@@ -10,6 +10,7 @@ from pathlib import Path
 from agrikd import distill
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
+from agrikd.gate import CONTROL
 from agrikd.jobs import open_manifest
 from agrikd.recipe import GateSpec, MethodSpec, NetSpec, Recipe
 
@@ -138,7 +139,7 @@ def _arms(recipe: Recipe, plan: Plan, manifest: Manifest) -> Iterator[tuple[str,
     yield ALONE, alone
     yield WIDER if numbers else SMOOTHED, alone.model_copy(update={"task": smoothed, "name": f"{recipe.name}-smoothed"})
     studied = recipe.model_copy(update={"gate": GateSpec(override=_OVERRIDE)})
-    yield RANDOM_HEAD, studied.model_copy(update={"data": labelled})
+    yield RANDOM_HEAD, recipe.model_copy(update={"data": labelled, "gate": GateSpec(override=CONTROL)})
     for name in plan.methods or (recipe.method.name,):
         method = distill.method(name)
         settings = recipe.method if name == recipe.method.name else MethodSpec(name=name)

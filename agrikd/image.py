@@ -21,6 +21,7 @@ MAX_PIXELS = 200_000_000
 """Larger pictures are refused: no field camera makes them, a decompression bomb does."""
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_BEGINS = (_JPEG, _PNG, b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"GIF8")
 _SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers: the start of the entropy-coded scan, and of the frame that says height and width."""
@@ -40,10 +41,7 @@ def decode(data: bytes, where: str) -> Image:
 
     Raises `InputError` naming `where` if the bytes are empty, cut short, too large, or no picture.
     """
-    if not data:
-        raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
-    if is_cut_short(data):
-        raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
+    _require_end(data, where)
     if (size := _declared_size(data))[0] * size[1] > MAX_PIXELS:
         raise _too_large(where, size)
     cv2 = opencv()
@@ -52,10 +50,28 @@ def decode(data: bytes, where: str) -> Image:
     except cv2.error:
         pixels = None
     if pixels is None or pixels.dtype != np.uint8:
-        raise InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
+        raise _no_picture(where)
     if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
         raise _too_large(where, pixels.shape)
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def require_whole(data: bytes, where: str) -> None:
+    """Raise `InputError` for what `decode` would refuse, as far as the first and last bytes tell it: without OpenCV."""
+    _require_end(data, where)
+    if not data.startswith(_BEGINS):
+        raise _no_picture(where)
+
+
+def _require_end(data: bytes, where: str) -> None:
+    if not data:
+        raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
+    if is_cut_short(data):
+        raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
+
+
+def _no_picture(where: str) -> InputError:
+    return InputError(Problem(where, "cannot be decoded as a picture", f"expected {', '.join(SUFFIXES)}"))
 
 
 def read(path: Path) -> Image:
@@ -75,6 +91,23 @@ def read_all(paths: Sequence[Path]) -> list[Image]:
     if problems:
         raise InputError(problems)
     return images
+
+
+def photos_of(paths: Sequence[Path]) -> list[Path]:
+    """The photos themselves and, in place of a folder, those in it or below, by name; what is hidden is not looked at.
+
+    Raises one `InputError` naming the folders without one.
+    """
+    found = {path: _below(path) if path.is_dir() else [path] for path in paths}
+    if empty := [path for path, photos in found.items() if not photos]:
+        mend = f"expected {', '.join(SUFFIXES)}"
+        raise InputError(Problem(str(path), "holds no photos", mend) for path in empty)
+    return [photo for photos in found.values() for photo in photos]
+
+
+def _below(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix.casefold() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:

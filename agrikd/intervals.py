@@ -115,21 +115,40 @@ def paired_bootstrap_mean(
     return Difference(float(np.mean([mean for mean, _ in found])), interval.low, interval.high, confidence)
 
 
-def verdict(difference: Difference, margin: float = 0.0, unit: str | None = None) -> str:
+def verdict(
+    difference: Difference,
+    margin: float = 0.0,
+    unit: str | None = None,
+    ways: tuple[str, str] = ("helps by", "hurts by"),
+) -> str:
     """In words: "helps", "hurts" or "can't tell", by how many points (hundredths of macro-F1), or how much of `unit`.
 
-    It helps (hurts) when the whole interval lies above `margin` ≥ 0 (below −`margin`), in macro-F1 or the unit.
+    It helps (hurts) when the whole interval lies above `margin` ≥ 0 (below −`margin`), in macro-F1 or the unit. An
+    interval without width is none: no draw of the rows told one from the other.
     """
+    if difference.low == difference.high == 0:
+        return "can't tell: no difference on any draw of the photos"
     sign = -1 if difference.high < -margin else 1
     mean, low, high = (sign * value for value in (difference.mean, difference.low, difference.high))
-    word = "hurts by" if sign < 0 else "helps by" if difference.low > margin else "can't tell:"
-    if unit is None:
-        numbers = [f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−") for value in (mean, *sorted((low, high)))]
-    else:
-        numbers = [figure(value) for value in (mean, *sorted((low, high)))]
-    mean_text, *ends = numbers
+    word = ways[1] if sign < 0 else ways[0] if difference.low > margin else "can't tell:"
+    mean_text, *ends = (_amount(value, unit) for value in (mean, *sorted((low, high))))
     of = "points" if unit is None else f"{unit} of error".strip()
     return f"{word} {mean_text} {of} ({100 * difference.confidence:g} % interval {' to '.join(ends)})"
+
+
+def brief(difference: Difference, unit: str | None = None) -> str:
+    """`verdict` as a table's cell, with its sign: "hurts −3.1 (−5.8 to −0.4)"."""
+    if difference.low == difference.high == 0:
+        return "no difference"
+    word = "hurts" if difference.high < 0 else "helps" if difference.low > 0 else "can't tell"
+    mean, low, high = (_amount(value, unit) for value in difference[:3])
+    ends = f"({low} to {high})".replace(" ", "\u00a0")
+    return f"{word} {'+' if difference.mean > 0 else ''}{mean} {ends}"
+
+
+def _amount(value: float, unit: str | None) -> str:
+    """In points, or in the unit."""
+    return figure(value) if unit is not None else f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def _difference(pair: Pair, rng: np.random.Generator, resamples: int) -> tuple[float, Floats]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agrikd import evaluate, files, jobs
+from agrikd import files, jobs
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
-from agrikd.evaluate import Report
-from agrikd.evaluate_numbers import NumberReport, evaluate_numbers
+from agrikd.evaluate import Report, evaluate_all
+from agrikd.evaluate_numbers import NumberReport, evaluate_all_numbers
 from agrikd.predict import open_predictor
-from agrikd.report import write_report
+from agrikd.report import CHANCE, write_report
 from agrikd.report_numbers import write_number_report
 from agrikd.run import Run
 
@@ -23,12 +23,16 @@ COLUMNS = ("model", "macro-F1", "95 % interval", "ECE", "params", "MB", "ms")
 
 @dataclass(frozen=True)
 class Judged:
-    """Models judged on the same rows; `path` is the HTML report, `note` what must be said beside the figures."""
+    """Models judged on the same rows; `path` is the HTML report, `note` what must be said beside the figures.
+
+    teacher: the label of the one whose agreement was asked for.
+    """
 
     title: str
     reports: tuple[tuple[str, Report | NumberReport], ...]
     path: Path
     note: str = ""
+    teacher: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -41,8 +45,20 @@ class Judged:
     def rows(self) -> list[tuple[str, ...]]:
         return [_cells(label, report) for label, report in self.reports]
 
+    @property
+    def verdicts(self) -> list[str]:
+        """Each model against the first that is not the teacher, and what must be known of the figures, in words."""
+        first, *others = [label for label, _ in self.reports if label != self.teacher] or [""]
+        known, what = dict(self.reports), "mean error" if self.columns[3] == "R²" else "macro-F1"
+        found = [(label, one) for label in others for one in known[label].beside if one.other == first]
+        said = [f"{label} beside {first}, {what} on the same photos: {one.words}" for label, one in found]
+        raw = [label for label, report in self.reports if isinstance(report, Report) and not report.calibrated]
+        mend = f"* not calibrated ({', '.join(raw)}): that ECE is of raw percentages; calibrate all, then compare"
+        return [*said, *([CHANCE] if said else []), *([mend] if raw else [])]
+
     def to_json(self) -> dict[str, Any]:
-        return {"report": str(self.path), "models": {label: report.to_json() for label, report in self.reports}}
+        models = {label: report.to_json() for label, report in self.reports}
+        return {"report": str(self.path), "models": models, "verdicts": self.verdicts}
 
 
 def judge(
@@ -50,36 +66,37 @@ def judge(
 ) -> Judged:
     """Evaluate Run folders and .onnx files on `split` of a manifest (by default the first Run's).
 
-    Each reading of the test split is counted in the Runs: a test set that is read again and again chooses models.
+    A teacher is judged too, the first of them where it was not named among the models. Each reading of the test split
+    is counted in the Runs: a test set that is read again and again chooses models.
     """
     if twice := [path for number, path in enumerate(models) if path in models[:number]]:
         raise InputError(Problem(str(twice[0]), "is given twice", "name each model once"))
-    predictors = [open_predictor(path) for path in models]
-    told = open_predictor(teacher) if teacher else None
-    runs = [Run.open(path) for path in models if path.is_dir()]
-    if out is None and not runs:
+    manifest_of = [Run.open(path) for path in models if path.is_dir()]
+    if out is None and not manifest_of:
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
-    manifest = _manifest(runs, data)
-    if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors}) > 1:
+    paths = [*models] if teacher is None or teacher in models else [teacher, *models]
+    predictors = {_label(path, paths): open_predictor(path) for path in paths}
+    manifest = _manifest(manifest_of, data)
+    if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors.values()}) > 1:
         mend = "judge them apart"
         raise InputError(Problem("models", "answer with different scales, or some with a class", mend))
-    judged = evaluate_numbers if predictors[0].spec.scale else evaluate.evaluate
-    reports: list[tuple[str, Report | NumberReport]] = []
-    for path, predictor in zip(models, predictors, strict=True):
-        report = judged(predictor, manifest, split, told if path != teacher else None)
-        reports.append((_label(path, models), report))
+    numbers = next(iter(predictors.values())).spec.scale is not None
+    told = _label(teacher, paths) if teacher else None
+    made: dict[str, Any] = (evaluate_all_numbers if numbers else evaluate_all)(predictors, manifest, split, told)
+    reports, runs = tuple(made.items()), [Run.open(path) for path in paths if path.is_dir()]
+    for path, (_, report) in zip(paths, reports, strict=True):
         if path.is_dir():
             files.write_json(path / f"report_{split}.json", report.to_json())
     if split == "test":
         note = " ".join([note, *(_count_reading(run) for run in runs)]).strip()
     path = out or runs[-1].folder / "report.html"
     _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
-    return Judged(f"{split}: {reports[0][1].rows} photos", tuple(reports), path, note)
+    return Judged(f"{split}: {reports[0][1].rows} photos", reports, path, note, told)
 
 
 def _write(
     path: Path,
-    reports: list[tuple[str, Report | NumberReport]],
+    reports: Sequence[tuple[str, Report | NumberReport]],
     manifest: Manifest,
     runs: list[Run],
     title: str,
@@ -135,14 +152,14 @@ def _count_reading(run: Run) -> str:
 
 def _cells(label: str, report: Report | NumberReport) -> tuple[str, ...]:
     if isinstance(report, NumberReport):
-        score, second = report.mae, report.r2.value
+        score, second = report.mae, f"{report.r2.value:.3f}"
     else:
-        score, second = report.macro_f1, report.ece
+        score, second = report.macro_f1, f"{report.ece:.3f}" + "*" * (not report.calibrated)
     return (
         label,
         f"{score.value:.3f}",
         f"{score.low:.3f}–{score.high:.3f}",
-        f"{second:.3f}",
+        second,
         f"{report.parameters / 1e6:.2f} M",
         f"{report.size_bytes / 1e6:.1f}",
         f"{report.ms_per_image:.1f}",

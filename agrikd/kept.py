@@ -13,7 +13,7 @@ from agrikd.records import NOT_A_PLANT, Label
 from agrikd.types import ModelSpec
 
 _PICTURES = (
-    "SELECT frames.id AS frame, local, camera, field, plot, file, why, audit IS NOT NULL AS drawn"
+    "SELECT frames.id AS frame, local, camera, field, plot, file, sha256, why, audit IS NOT NULL AS drawn"
     " FROM pictures JOIN frames ON frames.id = pictures.frame"
 )
 
@@ -35,8 +35,8 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture. local: the wall clock's time there. file: as `Field.picture` takes it. why: it was kept. drawn: at
-    random, for the accuracy in the field. Of several answers, and words of people, the last."""
+    """A picture. local: the wall clock's time there. file: as `Field.picture` takes it, with its SHA-256. why: it was
+    kept. drawn: at random, for the accuracy in the field. Of several answers, and words of people, the last."""
 
     frame: int
     local: str
@@ -44,6 +44,7 @@ class Kept:
     field: str
     plot: str
     file: str
+    sha256: str
     why: str
     drawn: bool
     student: Answer | None

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ _SLACK = {"fp32": 0.002, "fp16": 0.02, "int8": 0.1, "int8f16": 0.1}
 """How far a logit may be off on a device, as a share of the range of the probes' logits. Ours: ten times what
 ONNX Runtime and torch differ by in each precision; a wrong channel order, resize or class order moves more."""
 
+_VERBS = {"fp32": "onnx", "fp16": "fp16", "int8": "int8", "int8f16": "int8 --fp16-scales"}
+"""How each precision is asked for: agrikd export …"""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -50,9 +54,11 @@ class Options:
 def pack(folder: Path, out: Path, keys: Iterable[Key], options: Options) -> Release:
     """Write the bundle of a Run's exported artefacts, signed with each key.
 
-    Raises `InputError` where one is missing or was changed since its export, `ParityError` where the photos could not
-    show that a device mixes up classes.
+    Raises `InputError` where one is missing or was changed since its export, or where the last day has gone by,
+    `ParityError` where the photos could not show that a device mixes up classes.
     """
+    if options.expires is not None:
+        _require_to_come(options.expires)
     run = Run.open(folder)
     models = _models(folder)
     readers = {one.precision: OrtPredictor(folder / str(one.file)) for one in models}
@@ -89,11 +95,23 @@ def pack(folder: Path, out: Path, keys: Iterable[Key], options: Options) -> Rele
     return release
 
 
+def _require_to_come(expires: str) -> None:
+    """Raises `InputError` unless it is a day that has not gone by."""
+    try:
+        good = date.fromisoformat(expires).isoformat() == expires
+    except ValueError:
+        good = False
+    today = time.strftime("%Y-%m-%d", time.gmtime(_now()))
+    if not good or expires < today:
+        wrong = f"has gone by: it is {today}" if good else "is no day"
+        raise InputError(Problem(f"--expires {expires}", wrong, "name a day to come, as in 2027-05-31"))
+
+
 def _models(folder: Path) -> list[Artefact]:
     """What was exported and kept, FP32 among it, unchanged since."""
     found = [one for one in artefacts(folder) if one.file]
     problems = [
-        Problem(str(folder / str(one.file)), wrong, f"export it again: agrikd export … {folder}")
+        Problem(str(folder / str(one.file)), wrong, f"export it again: agrikd export {_VERBS[one.precision]} {folder}")
         for one in found
         if (wrong := _changed(folder / str(one.file), one.sha256))
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from agrikd import files, image, pages, plots
+from agrikd.beside import Beside, ratio
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.evaluate import Mistake, Report
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TILE = (180, 240)
-_EVEN = 1.2
-"""Ratios of size or time nearer to one than this are not worth a word."""
+CHANCE = "One training of each: of the chance of training this says nothing."
 
 
 class Background(TypedDict, total=False):
@@ -179,8 +179,7 @@ def _words(reports: Sequence[tuple[str, Report]]) -> list[tuple[str, str]]:
     """(what it is about, sentences) on the last model, for a reader who knows plants and no statistics."""
     report = reports[-1][1]
     said = [("Right and wrong", _finds(report)), *_confusions(report), ("Its percentages", _trust(report))]
-    said += [*_decisions(report), *stranger(report)]
-    return said + [(f"Beside “{other}”", _beside(report, its, other)) for other, its in reports[:-1]]
+    return [*said, *_decisions(report), *stranger(report), *beside(reports, "macro-F1")]
 
 
 def _finds(report: Report) -> str:
@@ -270,28 +269,17 @@ def stranger(report: Report | NumberReport) -> list[tuple[str, str]]:
     return [("Something else", f"As not a plant it knows it refuses {found}.{unseen}")]
 
 
-def _beside(report: Report, its: Report, other: str) -> str:
-    gain = report.macro_f1.value - its.macro_f1.value
-    apart = report.macro_f1.low > its.macro_f1.high or its.macro_f1.low > report.macro_f1.high
-    settled = (
-        "The intervals do not overlap: that is more than chance."
-        if apart
-        else f"The intervals overlap: these {report.rows} photos alone do not settle which is better."
-    )
-    ratios = [_ratio(report.size_bytes, its.size_bytes, "smaller", "larger")]
-    if report.backend == its.backend:  # times on other backends would compare the backends
-        ratios.append(_ratio(report.ms_per_image, its.ms_per_image, "faster", "slower"))
+def beside(reports: Sequence[tuple[str, Report | NumberReport]], what: str) -> list[tuple[str, str]]:
+    """How the last model stands to each before it, in `what` they are judged by, in size and in time."""
+    last, others = reports[-1][1], dict(reports)
+    return [(f"Beside “{one.other}”", _beside(last, others[one.other], one, what)) for one in last.beside]
+
+
+def _beside(report: Report | NumberReport, its: Report | NumberReport, found: Beside, what: str) -> str:
+    ratios = [ratio(report.size_bytes, its.size_bytes, "smaller", "larger"), found.times]
     words = " and ".join(filter(None, ratios))
-    than = f" It is {words} than “{other}”." if words else ""
-    differs = f"{abs(gain):.2f} {'higher' if gain > 0 else 'lower'}" if abs(gain) >= 0.005 else "the same"
-    return f"Its macro-F1 is {differs}. {settled}{than}"
-
-
-def _ratio(own: float, its: float, less: str, more: str) -> str:
-    if own <= 0 or its <= 0 or max(own / its, its / own) < _EVEN:
-        return ""
-    times, word = (its / own, less) if own < its else (own / its, more)
-    return f"{times:.1f} times {word}"
+    than = f" It is {words} than “{found.other}”." if words else ""
+    return f"In {what}, on the same photos: {found.words}. {CHANCE}{than}"
 
 
 def _quoted(name: str) -> str:

@@ -10,7 +10,7 @@ from agrikd import files, pages, plots
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.evaluate_numbers import NumberReport
-from agrikd.report import FILTERS, Background, Tile, around, picture_of, stranger
+from agrikd.report import FILTERS, Background, Tile, around, beside, picture_of, stranger
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -55,7 +55,7 @@ def _words(reports: Sequence[tuple[str, NumberReport]]) -> list[tuple[str, str]]
         ("Its lean", _lean(report)),
         ("Its intervals", _trust(report)),
         *stranger(report),
-        *((f"Beside “{label}”", _beside(report, other)) for label, other in reports[:-1]),
+        *beside(reports, "mean error"),
     ]
 
 
@@ -81,14 +81,3 @@ def _trust(report: NumberReport) -> str:
     held, promised = f"{100 * report.covered:.0f}\u00a0%", f"{100 * float(report.promised or 0):.0f}\u00a0%"
     width = report.scale.said(report.width)
     return f"They hold the truth in {held} of the photos ({promised} was promised) and are {width} wide on average."
-
-
-def _beside(report: NumberReport, other: NumberReport) -> str:
-    gain = other.mae.value - report.mae.value
-    apart = report.mae.high < other.mae.low or other.mae.high < report.mae.low
-    settled = (
-        "The intervals do not overlap: that is more than chance."
-        if apart
-        else f"The intervals overlap: these {report.rows} photos alone do not settle which is better."
-    )
-    return f"It is off by {report.scale.said(abs(gain))} {'less' if gain > 0 else 'more'}. {settled}"

@@ -2,7 +2,8 @@
 
 The queue takes turns: two of four are frames on which the models disagree or the student is unsure, one is no plant
 that it knows, one was drawn at random. A frame of the random share comes in its own turn alone, in an order that has
-nothing to do with what was said of it, so that those which are labelled are a random part of it.
+nothing to do with what was said of it, so that those which are labelled are a random part of it. Of pictures equal
+to the byte one is asked about.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from agrikd import files, kept, records, sheets
 from agrikd.data import manifest as manifests
 from agrikd.data import splits
 from agrikd.data.manifest import Manifest, Row
+from agrikd.data.start import name_of, write_recipe
 from agrikd.errors import InputError, Problem
 from agrikd.kept import Kept
 from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, Label
@@ -34,12 +36,14 @@ _LOOK_AT = 20_000
 def queue(
     db: sqlite3.Connection, kinds: Collection[str] = KINDS, most: int = 100, skipped: Collection[int] = ()
 ) -> list[Kept]:
-    """What nobody has judged, the newest of each kind first. skipped: frames that are left out."""
+    """What nobody has judged, the newest of each kind first. skipped: frames that are left out, and their equals."""
+    offered = {row["sha256"] for row in _pictures(db) if row["frame"] in skipped} if skipped else set()
     waiting: dict[Kind, list[Kept]] = {kind: [] for kind in KINDS}
     for one in _unjudged(db):
         kind = kind_of(one)
-        if kind in kinds and kind is not None and one.frame not in skipped and len(waiting[kind]) < most:
+        if kind in kinds and kind is not None and one.sha256 not in offered and len(waiting[kind]) < most:
             waiting[kind].append(one)
+            offered.add(one.sha256)
     doubtful = iter(sorted(waiting["disagreement"] + waiting["doubt"], key=lambda one: -one.frame))
     drawn = iter(sorted(waiting["random"], key=lambda one: hashlib.sha256(str(one.frame).encode()).digest()))
     turns = doubtful, iter(waiting["not a plant"]), doubtful, drawn
@@ -47,15 +51,27 @@ def queue(
 
 
 def waits(db: sqlite3.Connection, one: Kept) -> bool:
-    """Whether still nobody has judged it. What was said of a live picture, which somebody stopped because of what he
-    saw, does not count for a frame that was drawn at random."""
-    return one.frame not in records.verdicts(db, without=LIVE if one.drawn else "")
+    """Whether still nobody has judged it, or its equal."""
+    return one.sha256 not in _judged(db, one.drawn)
 
 
 def _unjudged(db: sqlite3.Connection) -> Iterator[Kept]:
     for drawn in (True, False):
-        judged = records.verdicts(db, without=LIVE if drawn else "")
-        yield from (one for one in islice(kept.newest(db, drawn), _LOOK_AT) if one.frame not in judged)
+        judged = _judged(db, drawn)
+        yield from (one for one in islice(kept.newest(db, drawn), _LOOK_AT) if one.sha256 not in judged)
+
+
+def _judged(db: sqlite3.Connection, drawn: bool) -> set[str]:
+    """Digests. For a frame that was drawn at random counts only what was said of such frames, and not of a live
+    picture, which somebody stopped because of what he saw: it stays a random part of what was seen."""
+    judged = records.verdicts(db, without=LIVE if drawn else "")
+    rows = _pictures(db, "WHERE frame IN (SELECT frame FROM labels)")
+    return {row["sha256"] for row in rows if row["frame"] in judged and (row["drawn"] or not drawn)}
+
+
+def _pictures(db: sqlite3.Connection, where: str = "") -> Iterator[sqlite3.Row]:
+    query = "SELECT frame, sha256, audit IS NOT NULL AS drawn FROM pictures JOIN frames ON frames.id = frame"
+    yield from db.execute(f"{query} {where}")
 
 
 def _in_turns(turns: Sequence[Iterator[Kept]]) -> Iterator[Kept]:
@@ -94,6 +110,10 @@ class Exported:
     assumptions: tuple[str, ...]
 
     @property
+    def recipe(self) -> Path:
+        return self.manifest.with_name("recipe.yaml")
+
+    @property
     def counts(self) -> list[tuple[str, ...]]:
         """Of each label, how many photos each split has."""
         found = Counter((row.target or "", row.split) for row in self.rows)
@@ -101,8 +121,8 @@ class Exported:
         return [(name, *(str(found[name, split]) for split in manifests.SPLITS)) for name in names]
 
     def to_json(self) -> dict[str, Any]:
-        said = {"manifest": str(self.manifest), "photos": len(self.rows), "gone": list(self.gone)}
-        return said | {"assumptions": list(self.assumptions)}
+        made = {"manifest": str(self.manifest), "recipe": str(self.recipe), "photos": len(self.rows)}
+        return made | {"gone": list(self.gone), "assumptions": list(self.assumptions)}
 
 
 COLUMNS = (
@@ -135,34 +155,70 @@ def _line(one: Kept, label: Label) -> dict[str, Any]:
     return {**own, **place, **who, "note": label.note, **said}
 
 
-def export(db: sqlite3.Connection, folder: Path, out: Path, shares: Mapping[str, float] | None = None) -> Exported:
-    """A new folder of labelled photos with a manifest: what a camera saw on one day stays in one split.
+def export(
+    db: sqlite3.Connection,
+    folder: Path,
+    out: Path,
+    shares: Mapping[str, float] | None = None,
+    called: Path | None = None,
+) -> Exported:
+    """A new folder of labelled photos with a manifest and a recipe: what a camera saw on one day stays in one split.
 
     folder: of the records. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
-    that, all rows train, and the answer says so. Frames that nobody is sure of are left out.
-    Raises `InputError` where nothing is labelled or `out` holds something.
+    that, all rows train, and the answer says so. called: what the recipe's commands call `out`. Frames that nobody is
+    sure of are left out; of equal pictures one is taken, and none where their labels differ.
+    Raises `InputError` where nothing is labelled or `out` holds something; then nothing is written.
     """
     files.require_free(out)
-    series, gone, rows = records.meta(db, "series")[:8], [], []
     said = table(db)
+    found, gone = _by_content(folder, [line for line in said if line["label"] != UNSURE])
+    agreed, left_out = _agreed(found)
+    if all(line["label"] == NOT_A_PLANT for line in agreed.values()):
+        mend = "; ".join(left_out) or "label some on the page Review"
+        raise InputError(Problem(str(folder), "holds no labelled photo of a plant", mend))
+    series = records.meta(db, "series")[:8]
+    rows = tuple(_row(series, digest, line) for digest, line in agreed.items())
+    with files.replacing_folder(out) as made:
+        split, assumptions = _split(Manifest(rows, made), shares or SHARES)
+        for row in split.rows:
+            files.write_bytes(made / row.path, (folder / agreed[row.sha256]["file"]).read_bytes())
+        manifests.write(split, made / "manifest.csv")
+        files.write_text(made / "labels.csv", sheets.as_csv(COLUMNS, said))
+        assumed = write_recipe(
+            made / "recipe.yaml", split, name_of(called or out), called=(called or out) / "recipe.yaml"
+        )
+    if len(split.classes) == 1:
+        assumed = [f"all are {split.classes[0]!r}: label photos of another class before you train", *assumed]
+    return Exported(out / "manifest.csv", split.rows, tuple(gone), (*left_out, *assumptions, *assumed))
+
+
+def _by_content(folder: Path, said: Iterable[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
+    """The lines of each picture by its digest, and the frames whose pictures are gone."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    gone = []
     for line in said:
-        if line["label"] == UNSURE:
-            continue
         try:
-            data = (folder / line["file"]).read_bytes()
+            found.setdefault(files.sha256_of(folder / line["file"]), []).append(line)
         except FileNotFoundError:
             gone.append(line["frame"])
-            continue
-        name = f"photos/{series}-{line['frame']:09d}.jpg"
-        files.write_bytes(out / name, data)
-        own = {"group": f"{series} {line['session']}", "season": line["local"][:4], "sha256": files.sha256(data)}
-        rows.append(Row(name, line["label"], "train", **own, source=f"field, {line['label_by'] or 'nobody named'}"))
-    if not rows:
-        raise InputError(Problem(str(folder), "holds no labelled photo", "label some on the page Review"))
-    made, assumptions = _split(Manifest(tuple(rows), out), shares or SHARES)
-    manifests.write(made, out / "manifest.csv")
-    files.write_text(out / "labels.csv", sheets.as_csv(COLUMNS, said))
-    return Exported(out / "manifest.csv", made.rows, tuple(gone), assumptions)
+    return found, gone
+
+
+def _agreed(found: Mapping[str, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The first line of each picture on whose label all agree; what is left out, in words."""
+    agreed = {digest: lines[0] for digest, lines in found.items() if len({line["label"] for line in lines}) == 1}
+    copies = sum(len(found[digest]) - 1 for digest in agreed)
+    left_out = [f"left out {copies} copies of other pictures, equal to the byte"] if copies else []
+    for lines in (lines for digest, lines in found.items() if digest not in agreed):
+        each = ", ".join(f"frame {line['frame']} is {line['label']}" for line in lines)
+        left_out.append(f"left out one picture with several labels ({each}): judge it again on the page Review")
+    return agreed, left_out
+
+
+def _row(series: str, digest: str, line: Mapping[str, Any]) -> Row:
+    own = {"group": f"{series} {line['session']}", "season": line["local"][:4], "sha256": digest}
+    source = f"field, {line['label_by'] or 'nobody named'}"
+    return Row(f"photos/{series}-{line['frame']:09d}.jpg", line["label"], "train", **own, source=source)
 
 
 def _split(manifest: Manifest, shares: Mapping[str, float]) -> tuple[Manifest, tuple[str, ...]]:

@@ -21,20 +21,19 @@ from urllib.parse import urlencode
 
 import yaml
 
-from agrikd import accounts, files, records
+from agrikd import accounts, console, files, records, web
 from agrikd.access import Access, Visitor
 from agrikd.device.post import Answer, Server
 from agrikd.device.station import LIVE, RECORDS, TOKEN
-from agrikd.device.store import Store
+from agrikd.device.store import SETTINGS, Store
 from agrikd.door import Door, told
-from agrikd.errors import AgriKDError, InputError, MissingExtraError, Problem, StorageError
+from agrikd.errors import AgriKDError, DeviceError, InputError, MissingExtraError, Problem, StorageError
 from agrikd.gallery import RUNS
 from agrikd.records import Label
 from agrikd.web import LOOPBACK
 
 try:
     import streamlit as st
-    import uvicorn
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.gzip import GZipMiddleware
@@ -88,6 +87,16 @@ class Field:
         """The one that this process was started for."""
         return cls(Path(os.environ.get(FIELD, "field")))
 
+    def require(self) -> None:
+        """Raises `InputError` where there is no such folder; says so where no agent has looked yet."""
+        mend = f"start an agent: agrikd agent MODEL --source demo --folder {self.folder}"
+        if self.folder.is_file():
+            raise InputError(Problem(str(self.folder), "is a file", "name the folder of an agent"))
+        if not self.folder.is_dir():
+            raise InputError(Problem(str(self.folder), "there is no such folder", mend))
+        if not (self.folder / LIVE).exists():
+            console.say(f"{self.folder}: no agent has looked here yet\n    → {mend}")
+
     @contextlib.contextmanager
     def records(self) -> Iterator[sqlite3.Connection]:
         """What the agent has written; raises `InputError` where there is nothing yet."""
@@ -117,7 +126,11 @@ class Field:
 
     def call(self, method: str, path: str, body: dict[str, Any] | bytes = b"") -> Answer:
         """The agent's answer; raises `DeviceError` in its words where it is a refusal."""
-        answer = Server(self.live["url"], str(self.token_file), packs=False).call(method, path, body, _ANSWER_S)
+        url = self.live["url"]
+        answer = Server(url, str(self.token_file), packs=False).call(method, path, body, _ANSWER_S)
+        if answer.status == 401:
+            mend = f"give this one a port of its own in {self.folder / SETTINGS}, as in live: {{port: 8601}}"
+            raise DeviceError(f"another agent seems to answer at {url}\n    → {mend}, and start it again")
         if answer.status != 200:
             raise answer.away()
         return answer
@@ -200,8 +213,10 @@ def run(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. runs: the folder of Runs that it shows. tls: a certificate and its key, PEM files.
 
-    Raises `InputError` where others than this machine may come, nobody has a password, and no account is known.
+    Raises `InputError` for a folder that is none, for a port that is taken, and where others than this machine may
+    come, nobody has a password, and no account is known.
     """
+    field.require()
     os.environ[FIELD] = str(field.folder.resolve())
     if runs:
         os.environ[RUNS] = str(runs.resolve())
@@ -209,19 +224,10 @@ def run(
     if host not in LOOPBACK and not (access.passwords or (access.users and accounts.providers(field.folder))):
         mend = f"add one: agrikd access add NAME --role reviewer {field.folder}"
         raise InputError(Problem(f"--host {host}", "lets other machines in, and nobody has a password", mend))
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # the door looks at them itself
-        timeout_graceful_shutdown=2,
-        ws_max_size=2**20 * 64,
-        ssl_certfile=tls[0],
-        ssl_keyfile=tls[1],
-    )
+    web.require_port(host, port)
+    console.say(f"open {web.address(host, port, tls[0])} (Ctrl-C ends it)")
+    # the door looks at a proxy's headers itself
+    web.run(app, host, port, tls, proxy_headers=False, ws_max_size=2**20 * 64)
 
 
 async def _frame(request: Request) -> Response:

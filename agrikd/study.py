@@ -87,6 +87,15 @@ class Arm:
         own = {**asdict(self.place), "arm": self.arm, **self.figures}
         return {**own, "against_alone": difference, "refused": self.refused}
 
+    @property
+    def against(self) -> str:
+        """The difference to the student alone, as a table's cell."""
+        return intervals.brief(self.difference, self.measure.unit) if self.difference else "–"
+
+    @property
+    def spread(self) -> str:
+        return f"{self._figure(self.score)}\u00a0±\u00a0{self._figure(self.deviation)}"
+
     def _figure(self, value: float) -> str:
         return f"{value:.3f}" if self.measure.unit is None else figure(value)
 
@@ -96,10 +105,10 @@ class Arm:
         *beside, like_teacher = (self._figure(float(np.mean(self.figures[key]))) for _, key in self.measure.beside)
         return (
             *own,
-            f"{self._figure(self.score)} ± {self._figure(self.deviation)}",
+            self.spread,
+            self.against,
             *beside,
             "–" if self.arm == TEACHER else like_teacher,
-            intervals.verdict(self.difference, unit=self.measure.unit) if self.difference else "–",
             f"{np.mean(self.figures['minutes']):.1f}",
         )
 
@@ -113,28 +122,53 @@ class Cost:
     ms_per_image: float
 
 
+class Tested(NamedTuple):
+    """A dataset's test split: how many photos, and the share of its largest class (None: numbers)."""
+
+    photos: int
+    largest: float | None
+
+
 @dataclass(frozen=True)
 class Study:
-    """All arms, each arm's difference averaged over the places where it was tried, and what the nets cost."""
+    """All arms, each arm's difference averaged over the places where it was tried, what the nets cost, and what each
+    dataset was tested on."""
 
     seeds: int
     steps: int
     arms: tuple[Arm, ...]
     overall: Mapping[str, Difference]
     costs: Mapping[str, Cost]
+    tested: Mapping[str, Tested]
     measure: Measure = OF_CLASSES
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Of the table whose rows are the arms' cells."""
         own = ("data", self.arms[0].place.of, "student", "arm", f"{self.measure.words} (mean ± sd)")
-        return (*own, *(title for title, _ in self.measure.beside), "against alone", "minutes a run")
+        return (*own, self._against, *(title for title, _ in self.measure.beside), "minutes a run")
+
+    @property
+    def _against(self) -> str:
+        return f"against alone, {'points' if self.measure.unit is None else self.measure.unit}".rstrip(", ")
+
+    def brief(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and rows for a terminal: of the places only what tells them apart."""
+        own = [(arm.place.data, f"{arm.place.labels or 'all'} {arm.place.of}", arm.place.student) for arm in self.arms]
+        students = [place for place, arm in zip(own, self.arms, strict=True) if arm.arm != TEACHER]
+        apart = [part for part, values in enumerate(zip(*students, strict=True)) if len(set(values)) > 1]
+        where = [", ".join(place[part] for part in apart) for place in own]
+        rows = [(place, arm.arm, arm.spread, arm.against) for place, arm in zip(where, self.arms, strict=True)]
+        columns = ("place", "arm", f"{self.measure.words} ± sd", self._against)
+        first = 0 if apart else 1
+        return columns[first:], [row[first:] for row in rows]
 
     def to_json(self) -> dict[str, Any]:
         overall = {arm: found._asdict() for arm, found in self.overall.items()}
         costs = {name: asdict(cost) for name, cost in self.costs.items()}
         arms = [arm.to_json() for arm in self.arms]
-        own = {"seeds": self.seeds, "steps": self.steps, "measure": self.measure.words}
+        own: dict[str, Any] = {"seeds": self.seeds, "steps": self.steps, "measure": self.measure.words}
+        own["test_photos"] = {data: tested.photos for data, tested in self.tested.items()}
         return {**own, "arms": arms, "overall": overall, "costs": costs}
 
     def words(self) -> list[str]:
@@ -148,7 +182,8 @@ class Study:
             tried = len(self._gains_of(arm))
             every = f"all {tried} places" if tried == len(places) else f"{tried} of {len(places)} places"
             verdicts += [f"over {every}: {one}" if len(places) > 1 else one for one in sentences]
-        return [*verdicts, *self.cautions()]
+        photos = ", ".join(f"{tested.photos} of {data}" for data, tested in self.tested.items())
+        return [*verdicts, f"judged on the test photos: {photos}", *self.cautions()]
 
     def _gains_of(self, arm: str) -> dict[Place, float]:
         return {one.place: one.difference.mean for one in self.arms if one.arm == arm and one.difference}
@@ -177,7 +212,7 @@ class Study:
         return f"{said}; of {rest} the {self.seeds} seeds cannot tell." if rest else f"{said}."
 
     def cautions(self) -> list[str]:
-        """Where the teacher knew no more than the student, or the gate refused it; and too few seeds."""
+        """Where nothing was learned, the teacher knew no more than the student or the gate refused it; few seeds."""
         alone = {arm.place: arm.score for arm in self.arms if arm.arm == ALONE}
         teacher = {(arm.place.data, arm.place.labels): arm for arm in self.arms if arm.arm == TEACHER}
         weak = [
@@ -193,7 +228,21 @@ class Study:
             if arm.refused and arm.arm != RANDOM_HEAD
         ]
         few = [f"{self.seeds} seeds say little of the chance of training: take at least 3"] if self.seeds < 3 else []
-        return [*weak, *refused, *few]
+        return [*self._by_chance(), *weak, *refused, *few]
+
+    def _by_chance(self) -> Iterator[str]:
+        """Where the student alone is right no more often than one answer for all would be."""
+        blind: dict[Place, dict[str, bool]] = defaultdict(dict)
+        for arm in self.arms:
+            photos, largest = self.tested[arm.place.data]
+            if largest is not None and arm.arm not in (TEACHER, RANDOM_HEAD):
+                right = float(np.mean(arm.figures["accuracy"]))
+                blind[arm.place][arm.arm] = intervals.wilson(round(right * photos), photos).low <= largest
+        for place, arms in blind.items():
+            who = "no arm beats" if all(arms.values()) else "the student alone does not beat"
+            if arms.get(ALONE):
+                largest = self.tested[place.data].largest
+                yield f"{who} chance at {place} (one answer for all is right in {largest:.0%}): train longer"
 
     def markdown(self) -> str:
         """The table for models/LOG.md."""
@@ -310,7 +359,13 @@ def summed_up(
         figures = {key: tuple(run.figures[key] for run in runs) for key in runs[0].figures}
         arms.append(Arm(place, name, figures, difference, sum(bool(run.refused) for run in runs), measure))
     overall = {name: intervals.paired_bootstrap_mean(found, np.random.default_rng(0)) for name, found in pairs.items()}
-    return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs, measure)
+    tested = {one.place.data: _tested(one.truth, splits[one.place.data].classes) for one in judged}
+    return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs, tested, measure)
+
+
+def _tested(truth: NDArray[Any], classes: int | None) -> Tested:
+    largest = None if classes is None else float(np.bincount(truth).max()) / len(truth)
+    return Tested(len(truth), largest)
 
 
 def _pair(alone: Sequence[Judged], runs: Sequence[Judged], split: Split) -> Pair:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import resource
 import secrets
+import socket
+import ssl
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from agrikd import console, files
@@ -146,18 +150,50 @@ def token(path: Path) -> str:
 
 
 def require_tls(host: str, cert: Path | None, key: Path | None) -> None:
-    """Raises `InputError` for half of a pair; says so where others may come and the link is open."""
+    """Raises `InputError` for half of a pair, and for files that are none; says so where others may come and the link
+    is open."""
     if (cert is None) != (key is None):
         raise InputError(Problem("--cert and --key", "belong together", "name both, or neither"))
+    if cert and key:
+        _require_pair(cert, key)
     if host not in LOOPBACK and cert is None:
         console.say(f"{host}: whoever is on the way reads what is secret, and the pictures. Put a")
         console.say("reverse proxy with TLS before it, or name --cert and --key.")
 
 
-def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
-    """Until SIGTERM or SIGINT, which end it within 3 s though clients are connected. cert, key: PEM files, for TLS."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 1,024 is the usual: half-open requests would use them up
+def require_free(host: str, port: int, mend: str) -> None:
+    """Raises `InputError` where nobody can listen at a port, as where somebody does; mend: how to take another one."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        wrong = "is taken by another program" if taken else f"cannot be listened at ({error})"
+        raise InputError(Problem(f"port {port} of {host}", wrong, mend)) from None
+
+
+def require_port(host: str, port: int) -> None:
+    """As `require_free`, of a port that --port names."""
+    require_free(host, port, f"end it, or take another one: --port {port + 1 if port < 65535 else port - 1}")
+
+
+def _require_pair(cert: Path, key: Path) -> None:
+    for path in (cert, key):
+        files.read_bytes(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError:
+        mend = "--cert is a PEM file of certificates, the server's first; --key is its private key"
+        raise InputError(Problem(f"{cert} and {key}", "are no certificate and its key", mend)) from None
+
+
+def address(host: str, port: int, cert: Path | None) -> str:
+    """What a browser is to open."""
+    return f"http{'s' if cert else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def run(app: ASGIApp, host: str, port: int, tls: tuple[Path | None, Path | None], **options: Any) -> None:
+    """Until SIGTERM or SIGINT, which end it within 3 s though clients are connected. tls: a certificate and its key, as
+    PEM files. options: of uvicorn."""
     uvicorn.run(
         app,
         host=host,
@@ -165,11 +201,24 @@ def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Pat
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=tls[0],
+        ssl_keyfile=tls[1],
+        **options,
+    )
+
+
+def serve(app: FastAPI, host: str, port: int, cert: Path | None = None, key: Path | None = None) -> None:
+    """As `run`, for many who may be strangers."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # 1,024 is the usual: half-open requests would use them up
+    run(
+        app,
+        host,
+        port,
+        (cert, key),
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GRACE_S,
         ws_max_size=_WS_BYTES,
         ws_per_message_deflate=False,  # pictures are packed already
-        ssl_certfile=cert,
-        ssl_keyfile=key,
     )

@@ -1,12 +1,13 @@
 """The app: one language, one visitor and one list of pages for all of them. Who is nobody yet sees none of them."""
 
 from html import escape
+from urllib.parse import urlsplit
 
 import streamlit as st
 
-from agrikd import accounts, site
+from agrikd import accounts, door, site
 from agrikd.access import Access
-from agrikd.door import ENTER, LEFT, LOGIN, LOGOUT
+from agrikd.door import ENTER, LEFT, LOGOUT
 
 PAGES = {
     "live": "videocam",
@@ -36,7 +37,8 @@ def sign_in() -> None:
             text = words["access.account_of"].format(name=site.literal(one)) if several[1:] else words["access.account"]
             st.button(text, key=one, type="primary", width="stretch", on_click=st.login, args=(one,))
         if access.passwords:
-            st.html(f'<a href="{LOGIN}" target="_self">{escape(words["access.by_password"])}</a>')
+            here = urlsplit(st.context.url or "").path
+            st.html(f'<a href="{door.sign_in(here)}" target="_self">{escape(words["access.by_password"])}</a>')
     elif name:
         texts = {"address": ENTER, "cookie": access.cookie(name), "refused": words["access.refused"]}
         st.components.v2.component("agrikd_hand_in", js=HAND_IN)(data=texts, key="hand_in")

@@ -29,7 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from agrikd import access, site
 from agrikd.access import KEY, USERS, Access, Visitor
 from agrikd.device import store
-from agrikd.door import ENTER, LOGIN, LOGOUT, TOLD, Door, told
+from agrikd.door import ENTER, LOGIN, LOGOUT, TOLD, Door, sign_in, told
 from agrikd.errors import InputError
 
 PASSWORD = "three green leaves"
@@ -153,11 +153,16 @@ def test_the_verbs(tmp_path: Path) -> None:
         return subprocess.run(command, input=said, capture_output=True, text=True, timeout=60, check=False)
 
     where = str(tmp_path / "field")
+    wrong = run("add", "Ana", where, said=PASSWORD + "\n")
+    assert wrong.returncode == 2 and "there is no such folder" in wrong.stderr and not Path(where).exists()
+    Path(where).mkdir()
     assert run("add", "Ana", where, "--role", "reviewer", said=PASSWORD + "\n").returncode == 0
     assert json.loads(run("list", where, "--json").stdout) == {"Ana": "reviewer"}
     wrong = run("add", "Bo", where, said="short\n")
     assert wrong.returncode == 2 and "8 to 200" in wrong.stderr and "Traceback" not in wrong.stderr
     assert run("remove", "Bo", where).returncode == 2
+    nowhere = run("list", str(tmp_path / "nowhere"))
+    assert nowhere.returncode == 2 and "there is no such folder" in nowhere.stderr and not nowhere.stdout
     assert run("remove", "Ana", where).returncode == 0 and Access(Path(where)).users == {}
     refused = subprocess.run(
         [sys.executable, "-m", "agrikd", "app", where, "--host", "0.0.0.0"],
@@ -223,7 +228,7 @@ def test_who_sits_here_is_let_in_and_nobody_else(folder: Path) -> None:
     ]
     for stranger in strangers:
         answer = visit(folder, **stranger).get("/page")
-        assert (answer.status_code, answer.headers["location"]) == (303, LOGIN), stranger
+        assert (answer.status_code, answer.headers["location"]) == (303, f"{LOGIN}?to=/page"), stranger
         assert visit(folder, **stranger, accept="*/*").get("/page").status_code == 401
         assert visit(folder, **stranger).post("/page").status_code == 401
         with pytest.raises(WebSocketDisconnect), visit(folder, **stranger).websocket_connect("ws://farm.example/live"):
@@ -256,6 +261,45 @@ def test_coming_in_and_going(folder: Path) -> None:
     assert guest.get(LOGOUT).headers["location"] == LOGIN and guest.get("/page").status_code == 303
     safe = visit(folder, **{"x-forwarded-proto": "https"}).post(LOGIN, data={"name": "Ana", "password": PASSWORD})
     assert "Secure" in safe.headers["set-cookie"]
+
+
+def test_who_signs_in_comes_to_the_page_that_he_asked_for(folder: Path) -> None:
+    guest = visit(folder)
+    asked = guest.get(guest.get("/page").headers["location"])
+    assert 'name="to" value="/page"' in asked.text
+    wrong = guest.post(LOGIN, data={"name": "Ana", "password": "no", "to": "/page"})
+    assert 'name="to" value="/page"' in wrong.text
+    came = guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD, "to": "/page"})
+    assert came.headers["location"] == "/page" and guest.get("/page").status_code == 200
+
+
+ELSEWHERE = ["//evil.example", "https://evil.example", "https:evil", "\\\\evil", "/\\evil", "/%2fevil", "/%5cevil"]
+ELSEWHERE += [
+    "/\t/evil",
+    "/a/../..//evil",
+    "javascript:alert(1)",
+    "/a?b=//evil",
+    "/page\r\nSet-Cookie: x=y",
+    "evil",
+    "/ab\n",
+]
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+def test_nobody_is_sent_elsewhere(folder: Path, elsewhere: str) -> None:
+    guest = visit(folder)
+    asked = guest.get(LOGIN, params={"to": elsewhere})
+    assert asked.status_code == 200 and "href" not in asked.text and f'action="{LOGIN}"' in asked.text
+    came = guest.post(LOGIN, data={"name": "Ana", "password": PASSWORD, "to": elsewhere})
+    assert (came.status_code, came.headers["location"]) == (303, "/")
+    assert sign_in(elsewhere) == LOGIN
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example", "/%2F%2Fevil.example", "/%5C%5Cevil.example", "/agrikd/frame/1.jpg"]
+)
+def test_the_way_to_the_door_names_pages_alone(folder: Path, path: str) -> None:
+    assert visit(folder).get(f"http://farm.example{path}").headers["location"] == LOGIN
 
 
 def test_pages_of_others_get_nothing(folder: Path) -> None:

@@ -383,6 +383,29 @@ def test_keys_are_kept_and_never_overwritten(tmp_path: Path, monkeypatch: pytest
         dsse.read_public(path)
 
 
+def test_a_file_of_another_kind_is_called_by_its_name(tmp_path: Path, key: Key) -> None:
+    Key.new(tmp_path / "season.key")
+    public, text = tmp_path / "season.key.pub", tmp_path / "note.txt"
+    text.write_text("no key")
+    with pytest.raises(InputError, match=r"is the public half of a key\n.*the secret half, as in .*season.key$"):
+        Key.read(public)
+    with pytest.raises(InputError, match=r"is no signing key\n.*keys new$"):
+        Key.read(text)
+    with pytest.raises(InputError, match=r"is nothing that agrikd signed\n.*keys new --root") as refused:
+        Root.read(public)
+    assert "JSON" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"a note", "is no bundle"), (b"\xff\xd8\xff" + bytes(900), "is no bundle"), (b"release.d", "is cut short")],
+)
+def test_a_short_file_is_no_bundle_unless_it_begins_as_one(
+    data: bytes, said: str, refused: Callable[[bytes], str]
+) -> None:
+    assert said in refused(data)
+
+
 def test_no_downgrade() -> None:
     bundle.require_newer(release(), 7, "x")
     with pytest.raises(TrustError, match="has had 8"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from agrikd import console
 from agrikd.errors import InputError
 from agrikd.grid import ALONE, POOL, TEACHER, Place, Plan, require
 from agrikd.recipe import DataSpec, MethodSpec, NetSpec, Recipe
@@ -62,8 +65,8 @@ def test_verdicts_are_of_each_arm_against_alone() -> None:
     brought = f"{gains['kd' + POOL] - gains['kd']:.1f} of {gains['kd' + POOL]:.1f} points"
     assert f"kd + unlabelled: the photos without labels brought {brought}" in said
     cells = {arm.arm: arm.cells() for arm in made.arms}
-    assert cells["kd"][8].startswith("hurts by")
-    assert cells[ALONE][8] == cells[TEACHER][8] == "–"
+    assert cells["kd"][5].startswith("hurts −")
+    assert cells[ALONE][5] == cells[TEACHER][5] == "–"
 
 
 def test_the_pool_is_judged_where_it_was_tried() -> None:
@@ -84,6 +87,41 @@ def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
     assert any("refused the teacher of 1 of 1 seeds for kd" in said for said in made.cautions())
     lines = csv_of(runs).splitlines()
     assert len(lines) == 4 and lines[3].endswith("a random head") and lines[2].endswith("passed")
+
+
+@pytest.mark.parametrize(
+    ("alone", "distilled", "said"),
+    [
+        (38, 39, "no arm beats chance at leaves"),
+        (38, 0, "the student alone does not beat chance at leaves"),
+        (5, 0, ""),
+    ],
+)
+def test_arms_at_chance_are_named(alone: int, distilled: int, said: str) -> None:
+    wrong = ((TAUGHT, TEACHER, 0), (PLACE, ALONE, alone), (PLACE, "kd", distilled))
+    runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
+    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    assert [one for one in made.cautions() if "chance at" in one] == (
+        [f"{said}, 20 labels a class, student (one answer for all is right in 33%): train longer"] if said else []
+    )
+    assert "judged on the test photos: 60 of leaves" in made.words()
+    assert "60 of leaves" in made.markdown() and "60 of leaves" in made.html([])
+    assert made.to_json()["test_photos"] == {"leaves": 60}
+
+
+def test_a_terminal_of_80_columns_breaks_no_word() -> None:
+    full = Place("leaves-of-season-2026", None, "mobilenetv3_small_050")
+    few = Place("leaves-of-season-2026", 20, "mobilenetv3_small_050")
+    wrong = [(full, ALONE, 30), (few, ALONE, 30), (few, "label smoothing", 24), (few, "kd" + POOL, 6)]
+    runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
+    made = summed_up(runs, 100, COSTS, {"leaves-of-season-2026": Split(3, None)})
+    columns, rows = made.brief()
+    assert columns[0] == "place" and rows[1][0] == "20 labels a class", "what all share is left out"
+    written = Console(width=80, file=StringIO())
+    written.print(console.table("studies/leaves", columns, rows))
+    words = {word for row in (columns, *rows) for cell in row for word in cell.split()}
+    assert words <= set(written.file.getvalue().split())
+    assert study(30, 40, 10).brief()[0][0] == "arm", "of one place the arms alone differ"
 
 
 def test_the_page_shows_each_arm() -> None:

@@ -16,6 +16,7 @@ from agrikd import recipe as recipes
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.data import start
+from agrikd.device.__main__ import app as device
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "models" / "recipes").glob("*.yaml"))
@@ -28,9 +29,9 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line.strip(), comments=True) for line in found]
 
 
-def check(words: list[str]) -> None:
+def check(words: list[str], of: Any = app) -> None:
     """The verb and each option exist."""
-    command: Any = get_command(app)
+    command: Any = get_command(of)
     rest = words[1:]
     while hasattr(command, "commands"):
         name = rest.pop(0)
@@ -44,7 +45,7 @@ def check(words: list[str]) -> None:
             assert word in {*options, "--help"}, f"{' '.join(words)}: there is no option {word}"
 
 
-def verbs() -> dict[str, Any]:
+def verbs(of: Any = app) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(name: str, command: Any) -> None:
@@ -53,7 +54,7 @@ def verbs() -> dict[str, Any]:
         if not hasattr(command, "commands"):
             found[name] = command
 
-    walk("agrikd", get_command(app))
+    walk("agrikd", get_command(of))
     return found
 
 
@@ -74,6 +75,23 @@ def test_every_verb_has_an_example_that_parses() -> None:
             check(words)
             seen += 1
     assert seen >= 11
+
+
+def test_every_verb_of_a_device_has_an_example_that_parses() -> None:
+    for name, command in verbs(device).items():
+        (example,) = re.findall(r"^Example: python -m (agrikd\.device .*)$", str(command.help), re.MULTILINE)
+        words = shlex.split(example)
+        if words[1] == "--store":
+            del words[1:3]
+        check(words, device)
+        assert words[1] == name.split()[1]
+    assert len(verbs(device)) == 8
+
+
+def test_a_verb_that_prints_a_result_prints_it_as_json() -> None:
+    silent = {name for name, command in verbs().items() if "as_json" not in {one.name for one in command.params}}
+    served = {"agrikd agent", "agrikd app", "agrikd serve"}
+    assert silent == {*served, "agrikd access add", "agrikd access remove", "agrikd device-report"}
 
 
 def test_make_targets_in_the_documents_exist() -> None:
@@ -164,5 +182,6 @@ def test_init_writes_a_recipe_that_loads(tiny_photos: Path, tmp_path: Path) -> N
     made = start.start(tmp_path / "my photos", tmp_path / "season")
     recipe = jobs.load(made.recipe)
     assert recipe.name == "my-photos"
+    assert f"--teacher {tmp_path}/season/runs/my-photos-teacher\n" in made.recipe.read_text()
     assert jobs.open_manifest(recipe).classes == ("blight", "healthy", "rust")
     assert made.assumptions

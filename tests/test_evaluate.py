@@ -14,7 +14,8 @@ from agrikd import metrics
 from agrikd.calibrate import HeldOut, calibrate
 from agrikd.data import manifest as manifests
 from agrikd.errors import InputError
-from agrikd.evaluate import Refusals, Report, evaluate
+from agrikd.evaluate import Refusals, Report, evaluate, evaluate_all
+from agrikd.judge import judge
 from agrikd.predict._base import FakePredictor
 from agrikd.predict.decode import decode
 from agrikd.types import Calibration, Image, ModelSpec, Prediction
@@ -77,6 +78,78 @@ def test_a_report_survives_json(photos: manifests.Manifest) -> None:
     assert report.decisions is not None and report.refusals is None
     counted = replace(report, refusals=Refusals(24, 1, 8, 7))
     assert Report.from_json(json.loads(json.dumps(counted.to_json()))) == counted
+
+
+class Slow(Known):
+    """Takes `ms` of the patched clock for a photo, and ten times as much for its first."""
+
+    def __init__(self, truth: Sequence[int], clock: list[float], ms: Sequence[float]) -> None:
+        super().__init__(truth)
+        self.clock, self.ms = clock, ms
+
+    def __call__(self, images: Sequence[Image]) -> list[Prediction]:
+        self.clock[0] += self.ms[self.seen % len(self.ms)] / 1000 * (1 if self.seen else 10)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr("agrikd.evaluate.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_models_are_judged_in_turns_and_beside_each_other(photos: manifests.Manifest, clock: list[float]) -> None:
+    labels = truth(photos)
+    answers = {"alone": Slow(labels, clock, [4]), "same": Slow(labels, clock, [4]), "quick": Slow(labels, clock, [2])}
+    answers["quick"].truth = [*labels[1:], 0]  # mostly right, as the labels come sorted
+    found = evaluate_all(answers, photos, "test", teacher="alone")
+    assert [found[label].ms_per_image for label in answers] == pytest.approx([4, 4, 2])
+    assert [found[label].agreement is None for label in answers] == [True, False, False]
+    assert found["alone"].beside == ()
+    (same,) = found["same"].beside
+    assert (same.other, same.gain, same.words) == ("alone", 0, "no difference: the same answer to every photo")
+    assert same.times == ""
+    quick = found["quick"].beside[0]
+    assert quick.gain == pytest.approx(found["quick"].macro_f1.value - found["alone"].macro_f1.value)
+    assert quick.low <= quick.gain <= quick.high and quick.times == "2.0 times faster"
+    assert found["quick"] == Report.from_json(json.loads(json.dumps(found["quick"].to_json())))
+
+
+def test_a_busy_moment_is_no_speed(photos: manifests.Manifest, clock: list[float]) -> None:
+    labels = truth(photos)
+    moods = {"first": Slow(labels, clock, [4, 4, 9]), "second": Slow(labels, clock, [3, 9, 3])}
+    report = evaluate_all(moods, photos, "test")["second"]
+    assert report.beside[0].times == "", "per photo it is now faster, now slower"
+
+
+def test_models_of_other_classes_are_not_set_side_by_side(photos: manifests.Manifest) -> None:
+    turned = Known(truth(photos), replace(SPEC, classes=CLASSES[::-1]))
+    with pytest.raises(InputError, match="turned: knows other classes: rust, healthy, blight"):
+        evaluate_all({"known": Known(truth(photos)), "turned": turned}, photos, "test")
+
+
+def test_the_teacher_is_judged_too_and_the_models_are_set_against_the_first(
+    photos: manifests.Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Calibration(1.0, 0.5, 0.1, 0.9, 0.9, -1.0, 0.95, 20, "val")
+    known = {"teacher": SPEC, "alone": SPEC, "student": replace(SPEC, calibration=calibration)}
+    monkeypatch.setattr("agrikd.judge.open_predictor", lambda path: FakePredictor(known[path.stem]))
+    models = [Path("alone.onnx"), Path("student.onnx")]
+    made = judge(models, photos.root / "manifest.csv", "test", Path("teacher.onnx"), tmp_path / "report.html")
+    assert [row[0] for row in made.rows] == ["/teacher.onnx", "/alone.onnx", "/student.onnx"]
+    assert [row[3].endswith("*") for row in made.rows] == [True, True, False], "which are calibrated"
+    verdict, chance, raw = made.verdicts
+    assert verdict.startswith("/student.onnx beside /alone.onnx, macro-F1") and "no difference" in verdict
+    assert "chance of training" in chance and "not calibrated (/teacher.onnx, /alone.onnx)" in raw
+    assert made.to_json()["verdicts"] == made.verdicts
+    assert "Beside “/alone.onnx”" in (tmp_path / "report.html").read_text()
+
+
+def test_a_set_without_val_says_how_to_make_one(photos: manifests.Manifest) -> None:
+    rows = tuple(row for row in photos.rows if row.split != "val")
+    with pytest.raises(InputError, match=r"agrikd data split .*--split test reads the test set"):
+        evaluate(Known(truth(photos)), replace(photos, rows=rows), "val")
 
 
 def test_groups_widen_the_interval(photos: manifests.Manifest) -> None:

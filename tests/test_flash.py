@@ -9,6 +9,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from agrikd.cli import app
 from agrikd.device import installer
 from agrikd.dsse import Key
 from agrikd.flash import Options, Outcome
+from agrikd.wire import WireError
 
 _SSH = """#!/bin/sh
 # Stands in for ssh: HOST is a folder; HOST.up and HOST.down hold how many bytes the link lives for, each way.
@@ -148,6 +150,23 @@ def test_a_link_that_breaks_costs_one_chunk_a_cut(
     assert done.phase == "COMMITTED", done
     assert done.cuts >= size // (kib * 1024) - 1 and done.sent_bytes <= size + done.cuts * CHUNK_BYTES
     assert device.require_whole().startswith("1-")
+
+
+def test_after_a_link_that_carried_something_the_wait_is_short_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    links = iter([False, False, False, True, False, True, True])
+
+    def once(talk: Any) -> None:
+        if (carries := next(links, None)) is not None:
+            talk.progress_at = time.monotonic() if carries else talk.progress_at
+            raise WireError("it broke")
+
+    monkeypatch.setattr(flash._Talk, "_once", once)
+    monkeypatch.setattr(flash.time, "sleep", waited.append)
+    done = flash.flash("field-1", tmp_path / "x.akb", Options(), lambda *_: None)
+    assert waited == [1, 2, 5, 1, 2, 1, 1] and done.cuts == 7
 
 
 def test_a_link_that_breaks_while_the_device_speaks(farm: Farm, packed: Pack) -> None:
@@ -291,6 +310,10 @@ def test_the_verb(farm: Farm, packed: Pack, tmp_path: Path, monkeypatch: pytest.
     assert done.exit_code == 0, done.output
     (one,) = json.loads(done.stdout)
     assert one["phase"] == "COMMITTED" and one["host"] == "a" and "a: sending" in done.stderr
+    old = packed(2, held={**contents(), "ballast.bin": os.urandom(1_000_000)}, expires="2020-01-01")
+    done = CliRunner().invoke(app, ["flash", "a", str(old), "--dry-run"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "MB to send" in done.stdout and "1.00" in done.stdout
+    assert "expired since 2020-01-01" in done.stdout
     done = CliRunner().invoke(app, ["flash", "a", "-F", "a", str(tmp_path / "gone.akb")])
     assert done.exit_code == 2 and "cannot be read" in done.stderr
 
@@ -301,4 +324,4 @@ def test_all_that_is_wrong_with_the_words_is_said_at_once(tmp_path: Path) -> Non
     done = CliRunner().invoke(app, ["flash", str(tmp_path / "x.akb"), "--inventory", str(tmp_path / "hosts")])
     said = done.stderr.replace("\n", " ")
     assert done.exit_code == 2 and "'-oProxyCommand=x': is no host" in said
-    assert "named twice" in said and "is cut short" in said and "'b c'" in said
+    assert "named twice" in said and "is no bundle" in said and "'b c'" in said

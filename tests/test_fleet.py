@@ -81,14 +81,19 @@ def test_what_a_person_should_look_at() -> None:
     asleep = {"camera": {"state": "closed"}, "age_s": 30_000.0}
     agent = health("", gate=lost, shed=frozen, barn=asleep) | {"why": "no memory", "trouble": "agent.yaml: no"}
     agent["records"] |= {"dropped": 4, "trouble": "the disk is full"}
+    agent["aides"] = {"live": {"failures": 2, "why": "port 8600 is taken"}, "sync": {"failures": 1, "why": "once"}}
+    agent["aides"] |= {"second": {"failures": 7}, "odd": None}
+    agent["release"] = {"name": "leaf", "version": "2026.2", "expired": "2026-01-01"}
     changes = {"celsius": {"cpu": HOT_C}, "memory_free_mib": 80, "disk_free_bytes": 1e9, "sync": "events: 422"}
     assert Condition.of(vitals(agent=agent, **changes)).wrong == [
         Wrong("model", why="no memory"),
         Wrong("lost", "gate", "nothing answers"),
         Wrong("old", "shed", number=300.0),
+        Wrong("aide", "live", "port 8600 is taken"),
         Wrong("said", why="agent.yaml: no"),
         Wrong("said", why="the disk is full"),
         Wrong("said", why="events: 422"),
+        Wrong("expired", why="2026-01-01"),
         Wrong("hot", number=HOT_C),
         Wrong("disk", number=0.01),
         Wrong("memory", number=0.01),
@@ -309,7 +314,8 @@ def test_the_way_back_is_for_reviewers(two: Device) -> None:
     assert fleet.look(folder).way_back == first(two) and fleet.named(folder, first(two)) == "leaf 2026.1"
     fleet.roll_back(ANA, folder, first(two))
     assert (two.store.state.phase, two.store.state.release) == ("VERIFIED", first(two))
-    assert fleet.log(folder)[0] == ("asked back", first(two), "who: Ana")
+    when, *asked = fleet.log(folder)[0]
+    assert asked == ["asked back", first(two), "who: Ana"] and len(when) == 19
     assert fleet.look(folder).installing and not fleet.look(folder).way_back
     with pytest.raises(DeviceError, match="is being installed"):
         fleet.roll_back(ANA, folder, first(two))
@@ -342,6 +348,8 @@ def test_the_agent_goes_back(device: Device, packed: Pack) -> None:
     fleet.roll_back(ANA, device.store.folder, one)
     assert device.settled().phase == "COMMITTED"
     assert device.require_whole() == one and first(device) == two
+    last = fleet.log(device.store.folder)[0]
+    assert last[1:3] == ("COMMITTED", one) and installer.BACK in last[3] and last[0]
 
 
 def test_an_agent_on_a_model_s_file_has_no_way_back(two: Device) -> None:
@@ -373,8 +381,8 @@ def test_a_log_that_was_cut_off_is_shown_as_it_is(two: Device) -> None:
     with (two.store.folder / "log.jsonl").open("a") as out:
         out.write(json.dumps({"what": "failed", "release": EVIL, "reason": EVIL}) + '\n[1]\n{"what": "COMM')
     lines = fleet.log(two.store.folder)
-    assert lines[0] == ("", "", '{"what": "COMM') and lines[1] == ("", "", "[1]")
-    assert lines[2] == ("failed", EVIL, f"reason: {EVIL}") and lines[3][0] == "COMMITTED"
+    assert lines[0] == ("", "", "", '{"what": "COMM') and lines[1] == ("", "", "", "[1]")
+    assert lines[2] == ("", "failed", EVIL, f"reason: {EVIL}") and lines[3][1] == "COMMITTED" and lines[3][0]
     assert len(fleet.holding([("x",)] * 1000, "")) == fleet.LINES
 
 
@@ -449,6 +457,8 @@ def test_a_viewer_sees_no_way_to_go_back(page: Open, two: Device) -> None:
         app = page(VIEWER)
     assert "leaf 2026.2 was tried and serves" in shown(app) and "The release before: leaf 2026.1" in shown(app)
     assert not buttons(app) and app.metric[0].value == "9.5"
+    (signer,) = two.store.root.keys
+    assert re.search(rf"Signed by key +{signer}", shown(app)) and "Board up for" in shown(app)
 
 
 def test_a_reviewer_goes_back_after_a_question(page: Open, two: Device) -> None:
@@ -461,6 +471,11 @@ def test_a_reviewer_goes_back_after_a_question(page: Open, two: Device) -> None:
         sure(app)
         assert two.store.state.phase == "VERIFIED" and two.store.state.release == first(two)
         assert "leaf 2026.1 is being prepared" in shown(app) and not buttons(app)
+    two.store.move("COMMITTED")
+    assert "leaf 2026.1 was tried again and serves: somebody went back to it" in shown(page())
+    log = page(tab="devices.logs").dataframe[0].value["What"]
+    assert "went back to it" in log[0] and any(line == "leaf 2026.1 was tried and serves." for line in log)
+    two.store.move("TRIAL")
     two.store.move("ROLLED_BACK", reason=EVIL)
     app = page()
     assert "leaf 2026.1 was not kept: <img" in shown(app)
@@ -491,6 +506,18 @@ def test_a_folder_of_no_agent_is_said(page: Open, tmp_path: Path) -> None:
     assert "is no folder of an agent" in app.error[0].value.replace("\\", "") and not app.exception
 
 
+def test_what_keeps_ending_and_what_has_expired_is_not_well(page: Open, two: Device) -> None:
+    said = health(two.store.linked("current"))
+    with agent(two, said):
+        assert "All is well" in shown(page())
+    said |= {"aides": {"live": {"failures": 2, "why": "port 8600 of 127.0.0.1: is taken"}}}
+    said |= {"release": {"name": "leaf", "version": "2026.2", "expired": "2026-01-01"}}
+    with agent(two, said):
+        text = shown(page())
+    assert "The live view keeps ending: port 8600" in text and "Expired since 2026-01-01" in text
+    assert "All is well" not in text
+
+
 def test_hostile_words_are_shown_as_they_are(page: Open, two: Device) -> None:
     lost = {"camera": {"state": "lost", "why": EVIL}}
     with contextlib.closing(records.create(two.store.folder / "records")) as db:
@@ -502,7 +529,8 @@ def test_hostile_words_are_shown_as_they_are(page: Open, two: Device) -> None:
     assert "img src" in unescaped(app) and not set("<>[]()*`$") & set(unescaped(app))
     app = page(tab="devices.logs")
     events, log = (one.value for one in app.dataframe)
-    assert events.iloc[0, 2] == EVIL and log.iloc[0, 1] == f"reason: {EVIL}"
+    assert events.iloc[0, 2] == EVIL and log.iloc[0, 2] == f"reason: {EVIL}"
+    assert list(log.columns) == list(events.columns) and len(log.iloc[0, 0]) == 19
     app.text_input[0].set_value("NoT KePt").run()
     assert not app.dataframe and shown(app).count("Nothing to show") == 2
     app.text_input[0].set_value("2026.1 is on TRIAL").run()
@@ -513,13 +541,18 @@ def test_all_devices_of_a_hub(page: Open, two: Device, keeper: Keeper, url: str)
     named(two.store.folder, url)
     keeper.beat(Source("orchard-1", OLD), 60, vitals())
     keeper.beat(Source("orchard-1", NEW), 60, vitals(agent=health(two.store.linked("current"))))
+    stranger = {"release": {"name": "coffee", "version": "3", "expired": "2026-01-01"}}
+    stranger["aides"] = {"live": {"failures": 3, "why": EVIL}}
+    keeper.beat(Source("shed", NEW), 60, vitals(agent=health("9-abc") | stranger))
     keeper.beat(Source("barn", NEW), 1e-6, vitals(sync=EVIL))
     keeper.beat(Source("odd", NEW), 60, {"agent": [], "celsius": "hot"})
     sent(keeper, Source("orchard-1", NEW), image.encode_jpeg(np.zeros((48, 64, 3), np.uint8)))
     app = page(VIEWER, "devices.all")
     table = app.dataframe[0].value
-    assert list(table.index) == ["barn", "odd", "orchard-1"] and not app.error
-    assert [state[0] for state in table["State"]] == ["○", "▲", "●"] and "silent for" in table["State"]["barn"]
+    assert list(table.index) == ["barn", "odd", "shed", "orchard-1"] and not app.error
+    assert table["Model"]["shed"] == "coffee 3" and "Expired since 2026-01-01" in table["Look at"]["shed"]
+    assert f"The live view keeps ending: {EVIL[:300]}" in table["Look at"]["shed"]
+    assert [state[0] for state in table["State"]] == ["○", "▲", "▲", "●"] and "silent for" in table["State"]["barn"]
     assert table["Look at"]["barn"] == EVIL[:300] and table["Model"]["orchard-1"] == "leaf 2026.2"
     assert table["°C"]["orchard-1"] == 62.5 and table["Free disk, %"]["orchard-1"] == 40
     app.selectbox(key="devices_picked").select("orchard-1").run()

@@ -407,6 +407,8 @@ def test_the_page_shows_all_of_a_run_and_its_neighbour(page: Callable[[], AppTes
         files.write_json(run.folder / "report_test.json", REPORT)
     app = page()
     assert not app.exception and len(app.dataframe[0].value) == 2
+    columns = ["Run", "State", "Accuracy", "macro-F1", "Judged on", "Method", "Teacher", "Calibrated", "Last written"]
+    assert list(app.dataframe[0].value) == columns, "what a window of 1280 pixels holds"
     assert app.table[0].value.iloc[0].tolist()[1:] == ["70.0%", "40.0% – 90.0%"]
     assert "healthy is called rust in 2 of 5 photos" in app.markdown[0].value
     assert app.table[-1].value.iloc[0, 0] == literal(HOSTILE)

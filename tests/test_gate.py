@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,49 @@ def test_a_teacher_no_better_than_the_student_is_refused(taught: Path, loader: L
     checks = gate.check(teacher(taught), loader, TASK, None, Run.open(taught))
     assert "a teacher no better than the student makes it worse" in why(checks)
     assert [check.name for check in checks if check.answer == "refused"] == ["beats the student"]
+
+
+def test_without_val_split_held_out_predictions_of_both_are_compared(
+    taught: Path, loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tuple(row for row in loader.manifest.rows if row.split != "val")
+    train_alone = copy(loader)
+    train_alone.manifest = replace(loader.manifest, rows=rows)
+    folder = tmp_path / "alone"
+    shutil.copytree(taught, folder)
+    truth, logits = Run.open(taught).held_out() or (None, None)
+    assert truth is not None and logits is not None
+    (folder / "held_out.npz").unlink()
+
+    def asked() -> gate.Check:
+        return gate.check(teacher(taught), train_alone, TASK, Run.open(taught), Run.open(folder))[-1]
+
+    found = asked()
+    assert found.answer == "not checked" and f"agrikd calibrate {folder} makes them" in found.why
+    gate.decide([[found]], Run.open(folder), None)
+    assert "has not checked “beats the student”: there is no val split" in unwrapped(capsys.readouterr().err)
+    gate.decide([[found]], Run.open(folder), "a study")
+    assert capsys.readouterr().err == ""
+    Run.open(folder).write_held_out(truth, -logits)
+    assert asked().answer == "ok"
+    Run.open(folder).write_held_out(truth, logits)
+    assert asked().answer == "refused"
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_a_refusal_says_whose_and_a_control_s_says_nothing(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "seed-0" / "kd"
+    shutil.copytree(taught, folder)
+    refused = [[gate.Check("trained head", "refused", "the classifier is random")]]
+    gate.decide(refused, Run.open(folder), "a study trains from refused teachers too")
+    assert f"{folder}: the gate refuses its teacher:" in unwrapped(capsys.readouterr().err)
+    gate.decide(refused, Run.open(folder), gate.CONTROL)
+    assert capsys.readouterr().err == "" and not files.read_json(folder / "gate.json")["passed"]
 
 
 def test_a_refusal_is_kept_and_leaves_no_trained_run(

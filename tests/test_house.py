@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tomllib
+
+from agrikd import extras
+from agrikd.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "agrikd"
@@ -67,6 +72,7 @@ FLOORS: dict[str, float] = {
     "dsse": 2,
     "bench": 6,
     "device_report": 6,
+    "beside": 5.8,
     "evaluate": 6,
     "evaluate_numbers": 6.2,
     "report_numbers": 7.2,
@@ -87,6 +93,7 @@ FLOORS: dict[str, float] = {
     "types": 1,
     "ranks": 1.5,
     "files": 1,
+    "extras": 0.5,
     "errors": 0,
 }
 """Predictors stand a floor above nets: the torch one opens a Run's net."""
@@ -100,6 +107,7 @@ ON_DEVICE = (
     "agrikd.known",
     "agrikd.metrics",
     "agrikd.intervals",
+    "agrikd.beside",
     "agrikd.evaluate",
     "agrikd.evaluate_numbers",
     "agrikd.bench",
@@ -252,7 +260,67 @@ def test_the_base_install_runs(base: Path, words: list[str]) -> None:
 
 def test_doctor_names_the_install_command(base: Path) -> None:
     done = subprocess.run([base / "agrikd", "doctor"], check=True, capture_output=True, text=True)
-    assert done.stdout.count("[missing]") == 8 and "'agrikd[export,train]'" in done.stdout
+    rows = done.stdout.count("[missing]") + done.stdout.count("[ok]")
+    for verb in ("agent", "app", "serve", "flash", "bundle", "keys", "access", "deploy", "TensorRT"):
+        assert f"│ {verb}" in done.stdout, verb
+    assert rows == 19 and done.stdout.count("[missing]") >= 18 and "'agrikd[export,train]'" in done.stdout
+
+
+def test_what_no_extra_brings_is_no_user_s_mistake() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for needs in doctor._NEEDS.values() for extra in needs.values()} - {doctor._SSH} <= known.keys()
+    lacking = extras.of(ModuleNotFoundError("no torch", name="torch.nn"))
+    assert lacking and lacking.missing == ("torch", "train")
+    assert extras.of(ModuleNotFoundError("a typo", name="agrikd.nothing")) is None
+
+
+_EACH_VERB = """
+import json
+from typer.main import get_command
+from typer.testing import CliRunner
+from agrikd.cli import app
+
+def verbs(command, path=()):
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from verbs(inner, (*path, name))
+    else:
+        yield path, command
+
+def words(one):
+    value = {"floor": "1"}.get(one.name, "nowhere")
+    return [value] if one.param_type_name == "argument" else [one.opts[0], value]
+
+for path, verb in verbs(get_command(app)):
+    needed = [word for one in verb.params if one.required for word in words(one)]
+    done = CliRunner().invoke(app, [*path, *needed])
+    print(json.dumps([" ".join(path), done.exit_code, done.stderr, repr(done.exception)]))
+"""
+_BASE_DOES = {"doctor", "data get"}
+_BASE_ASKS_FIRST = {
+    *(
+        "init",
+        "predict",
+        "bench",
+        "device-report",
+        "flash",
+        "data split",
+        "data join",
+        "data from-field",
+        "keys rotate",
+    ),
+    *("bundle show", "bundle verify", "bundle permit"),
+}
+"""What these are given is not there, which they say before they need more than the base."""
+
+
+def test_each_verb_of_the_base_install_says_what_it_lacks(base: Path, tmp_path: Path) -> None:
+    done = subprocess.run([base / "python", "-c", _EACH_VERB], check=True, capture_output=True, text=True, cwd=tmp_path)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(said) >= 35
+    for verb, status, words, error in said:
+        assert status == (0 if verb in _BASE_DOES else 2 if verb in _BASE_ASKS_FIRST else 3), (verb, words, error)
+        assert (status == 3) == ("pip install 'agrikd[" in words), (verb, words)
 
 
 def test_the_base_install_says_what_a_verb_lacks(base: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from agrikd import compare, train
+from agrikd import compare, gate, train
 from agrikd.cli import app
 from agrikd.crossfit import held_out
 from agrikd.data.manifest import read
@@ -64,6 +64,8 @@ def test_the_journey(tiny_photos: Path, tmp_path: Path) -> None:
     report = season / "report.html"
     words = ["evaluate", alone["run"], student["run"], "--split", "test", "--teacher", taught["run"]]
     judged = agrikd(*words, "--report", report, "--json")
+    assert list(judged["models"]) == ["photos-teacher", "photos-alone", "photos"], "the teacher is judged too"
+    assert judged["verdicts"][0].startswith("photos beside photos-alone, macro-F1 on the same photos: ")
     figures = judged["models"]["photos"]
     assert figures["rows"] == sum(map(sum, figures["confusion"])) > 0
     assert figures["kl"] >= 0 and 0 <= figures["decisions"]["covered"] <= 1
@@ -106,6 +108,8 @@ def test_a_study_resumes_and_judges_each_arm(tiny: Tiny, tmp_path: Path, monkeyp
     rows = list(csv.DictReader((out / "runs.csv").open()))
     assert len(rows) == 16 and {row["gate"] for row in rows if row["arm"] == "kd"} == {"passed"}
     assert all(row["gate"] != "passed" for row in rows if row["arm"] == "random head")
+    controls = [json.loads(path.read_text())["override"] for path in out.rglob("random-head/gate.json")]
+    assert controls == [gate.CONTROL] * 2, "its refusal is expected, and no news"
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
     assert len(stamps) == 16
     shutil.rmtree(out / "tiny" / "labels-all" / "seed-1" / str(recipe.student.timm) / "kd")

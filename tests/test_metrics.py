@@ -333,6 +333,7 @@ class TestStudies:
         assert found.mean == pytest.approx(np.mean(each))
         assert found.low <= found.mean <= found.high
         assert intervals.verdict(found).startswith("helps by ")
+        assert intervals.verdict(found, ways=("better by", "worse by")).startswith("better by ")
 
     @QUICK
     @given(st.integers(0, 99), st.integers(1, 4))
@@ -340,7 +341,7 @@ class TestStudies:
         pair = arms(0.6, 0.6, seeds=seeds, rows=40, seed=seed)
         same = intervals.paired_bootstrap(pair._replace(b=pair.a), rng(seed), 50)
         assert same == Difference(0, 0, 0)
-        assert intervals.verdict(same) == "can't tell: 0.0 points (95 % interval 0.0 to 0.0)"
+        assert intervals.verdict(same) == "can't tell: no difference on any draw of the photos"
 
     def test_swapping_the_arms_swaps_the_verdict(self):
         pair = arms(0.4, 0.8)
@@ -382,6 +383,18 @@ class TestStudies:
         unclear = intervals.verdict(Difference(0.004, -0.01, 0.019, 0.9))
         assert unclear == "can't tell: 0.4 points (90 % interval −1.0 to 1.9)"
         assert intervals.verdict(Difference(0.062, 0.021, 0.098), margin=0.03).startswith("can't tell: 6.2 points")
+
+    @pytest.mark.parametrize(
+        ("found", "unit", "said"),
+        [
+            (Difference(0.062, 0.021, 0.098), None, "helps +6.2 (2.1 to 9.8)"),
+            (Difference(-0.062, -0.098, -0.021), None, "hurts −6.2 (−9.8 to −2.1)"),
+            (Difference(0.5, -1.0, 2.0), "%", "can't tell +0.500 (−1.00 to 2.00)"),
+            (Difference(0.0, 0.0, 0.0), None, "no difference"),
+        ],
+    )
+    def test_verdict_in_a_cell(self, found, unit, said):
+        assert intervals.brief(found, unit).replace("\u00a0", " ") == said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -92,6 +93,14 @@ class Scene:
         """Work on a copy of the photos, `own`."""
         shutil.copytree(self.lab.photos, self.own)
         self.write(raw_recipe("photos"))
+
+    def sort_photos(self) -> None:
+        """Those of the test split in folders of their classes, at {here}/sorted."""
+        with (self.lab.photos / "manifest.csv").open(newline="") as table:
+            for row in csv.DictReader(table):
+                if row["split"] == "test" and row["target"] != "not_a_plant":
+                    (self.here / "sorted" / row["target"]).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(self.lab.photos / row["path"], self.here / "sorted" / row["target"])
 
     def copy_run(self) -> None:
         """The Run, at `out`, with its recipe."""
@@ -646,6 +655,7 @@ DATA = [
     M("init on a file", "init {recipe} --out {out}", "folder", "{recipe}", "→"),
     M("init over a recipe", "init {photos} --out {here}", "is there already", "{recipe}", "choose another --out"),
     M("init over a manifest", "init {photos} --out {here}/p", "is there", "p/m", "away", files_in("p/manifest.csv")),
+    M("init on unsorted photos", "init {photos}/images/test", "holds no class folder", "images/test", "one sub-folder"),
     M("init on one class", "init {here}/p", "one class only", "{here}/p", "→", files_in("p/rust/a.jpg", text="x")),
     M("init on empty photos", "init {here}/p", "0 bytes", "p/b/b.jpg", "copy", files_in("p/a/a.jpg", "p/b/b.jpg")),
     M("synth over something", "data synth {here}", "is not empty", "{here}", "choose a new folder", own=True),
@@ -728,6 +738,21 @@ def test_every_bad_photo_is_named_at_once(scene: Scene) -> None:
     said = run(scene, "predict {onnx} {here}/empty.jpg {photos}/{first} {here}/none.jpg {here}/half.png")
     check_words(said, 2, "empty.jpg: is empty (0 bytes)", "none.jpg: there is no such file", "half.png: is cut short")
     assert scene.first not in said.text
+
+
+def test_a_folder_of_photos_is_asked_about(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agrikd.cli.models._AT_ONCE", 2)
+    for name in ("p/b/2.png", "p/1.png", "p/b/3.png", "p/.hidden.png"):
+        (scene.here / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scene.lab.photos / scene.first, scene.here / name)
+    files_in("p/notes.txt", "empty/a.txt")(scene)
+    done = child(*AGRIKD, *shlex.split(scene.fill("predict --json {onnx} {here}/p")))
+    assert done.returncode == 0, done.stderr
+    said = [one["photo"] for one in json.loads(done.stdout)]
+    assert said == [f"{scene.here}/p/{name}" for name in ("1.png", "b/2.png", "b/3.png")]
+    check_words(run(scene, "predict {onnx} {here}/p {here}/empty"), 2, "empty: holds no photos", "expected .jpg")
+    files_in("p/a.png", "p/z.png")(scene)
+    check_words(run(scene, "predict {onnx} {here}/p"), 2, "a.png: is empty", "z.png: is empty")
 
 
 def test_what_the_gate_refuses_can_be_overridden_as_it_says(scene: Scene) -> None:
@@ -825,9 +850,10 @@ def test_a_disk_that_fills_up_while_an_export_is_made(scene: Scene, disk: Path) 
 
 def test_a_full_disk_stops_init_between_its_two_files(scene: Scene, disk: Path) -> None:
     refused = 0
+    scene.sort_photos()
     for pages in range(8):
         (disk / "other").write_bytes((64 - 4 * pages) * 1024 * b"x")
-        said = run(scene, f"init {{photos}}/images/test --out {disk}")
+        said = run(scene, f"init {{here}}/sorted --out {disk}")
         if said.code == 0:
             break
         check_words(said, 7, str(disk), "the disk is full")
@@ -855,6 +881,7 @@ def locked(lab: Lab) -> Iterator[Scene]:
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(lab, Path(folder))
         scene.copy_photos()
+        scene.sort_photos()
         scene.out.mkdir()
         scene.out.chmod(0o777)
         scene.here.chmod(0o555)
@@ -887,7 +914,7 @@ def unprivileged() -> Callable[..., Said]:
 
 
 LOCKED = {
-    "init": "init {own}/images/test --out {here}/new",
+    "init": "init {here}/sorted --out {here}/new",
     "synth": "data synth {here}/leaves --size 64 --per-class 1 --unlabelled 0 --test-per-class 0",
     "distill": "distill {recipe} --out {here}/runs/one",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from agrikd.errors import InputError, ParityError
 from agrikd.export import artefacts
 from agrikd.pack import Options
 from agrikd.predict.ort import OrtPredictor
+from agrikd.run import Run
+from agrikd.types import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,42 @@ def test_the_verbs_and_what_is_in_it(run: Path, keys: Path, tmp_path: Path) -> N
     assert json.loads(shown.stdout)["seq"] == 9
 
 
+def test_what_they_made_as_json(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def said(*words: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert done.exit_code == 0, done.output
+        return dict(json.loads(done.stdout))
+
+    made = said("keys", "new", "k", "--root", "root-1.dsse")
+    assert {**made, "key": ""} == {"key": "", "path": "k", "public": "k.pub", "root": "root-1.dsse"}
+    added = said("keys", "new", "other")
+    assert added["root"] is None and len(made["key"]) == 16
+    words = ["keys", "rotate", "root-1.dsse", "--key", "k", "--add", "other.pub", "--out", "root-2.dsse"]
+    assert said(*words) == {"version": 2, "path": "root-2.dsse"}
+    packed = said("bundle", "pack", str(run), "--key", "k", "--out", "c.akb", "--seq", "3", "--name", "c")
+    assert packed["seq"] == 3 and packed["size_bytes"] > 1000 and packed["path"] == "c.akb" and not packed["calibrated"]
+    assert said("bundle", "verify", "c.akb", "--root", "root-1.dsse") == {"path": "c.akb", "name": "c", "seq": 3}
+    permit = said("bundle", "permit", "c.akb", "--key", "k", "--floor", "9", "--out", "back.dsse")
+    assert permit == {"path": "back.dsse", "name": "c", "seq": 3, "floor": 9}
+
+
+def test_what_is_not_calibrated_is_said(
+    run: Path, colours: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["bundle", "pack", str(run), "--key", str(keys / "k"), "--out", str(tmp_path / "c.akb")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "was not calibrated" in done.stderr and f"agrikd calibrate {run}" in done.stderr
+    calibrated = tmp_path / "calibrated"
+    shutil.copytree(colours, calibrated)
+    Run.open(calibrated).write_calibration(Calibration(1.5, *[0.5] * 6, 40, "val"))
+    artefacts.export(calibrated, "fp32", 8)
+    words[2] = str(calibrated)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "was not calibrated" not in done.stderr
+
+
 def test_a_stranger_s_signature_is_exit_code_nine(run: Path, keys: Path, tmp_path: Path) -> None:
     Key.new(tmp_path / "stranger")
     pack.pack(run, tmp_path / "c.akb", [Key.read(tmp_path / "stranger")], Options(seq=1))
@@ -137,6 +176,15 @@ def test_all_labels_that_are_wrong_are_said_at_once(run: Path, keys: Path, tmp_p
         pack.pack(run, tmp_path / "c.akb", [Key.read(keys / "k")], Options(labels=tmp_path / "l.yaml"))
     said = str(caught.value)
     assert len(caught.value.problems) == 4 and "es: names weed" in said and "fr: lacks blight" in said
+
+
+@pytest.mark.parametrize(("day", "wrong"), [("2026-01-01", "has gone by"), ("spring", "is no day"), ("", "is no day")])
+def test_a_last_day_that_is_none_or_has_gone_by_is_refused(
+    run: Path, keys: Path, tmp_path: Path, day: str, wrong: str
+) -> None:
+    words = ["bundle", "pack", str(run), "--key", str(keys / "k"), "--out", str(tmp_path / "c.akb"), "--expires", day]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and wrong in done.stderr and not (tmp_path / "c.akb").exists()
 
 
 def test_a_net_that_cannot_tell_classes_apart_is_no_release(

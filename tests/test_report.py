@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from agrikd import image, metrics, plots
+from agrikd.beside import Beside
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, MissingExtraError
 from agrikd.evaluate import ClassReport, Decisions, Estimate, Mistake, Refusals, Report
@@ -149,9 +150,11 @@ HISTORY = [
 def test_a_whole_page(manifest: Manifest) -> None:
     teacher = made(FIVE, size_bytes=64_000_000, ms_per_image=94.0)
     student = made(FIVE, teacher="big", agreement=0.84, kl=0.213)
+    ahead = Beside("teacher", 0.0, -0.1, 0.1, "can't tell", (8.0, 10.0, 12.0))
+    distilled = replace(student, calibrated=True, beside=(ahead,))
     page = written(
         manifest,
-        [("teacher", teacher), ("student alone", student), ("distilled", student)],
+        [("teacher", teacher), ("student alone", student), ("distilled", distilled)],
         note="A demonstration, not evidence",
         gate=GATE,
         stages=STAGES,
@@ -171,6 +174,7 @@ def test_a_whole_page(manifest: Manifest) -> None:
     assert places == sorted(places)
     for words in ("84 %", "0.213", "6.4", "1.59 M", "0.50–0.90", "2.8.0", "d" * 64, "leaf miner"):
         assert words in text
+    assert re.search(r"Calibrated .*? no no yes", text)
     assert "10.0 times smaller and 10.0 times faster than “teacher”" in text
     assert "Refused, and overridden. The gate refused; somebody went on, because: a trial" in text
     assert all(words in text for words in ("✓ ok", "– not checked", "✗ refused", "✓ kept", "– dropped"))
@@ -319,25 +323,23 @@ def test_what_is_no_plant_in_words(manifest: Manifest, refusals: Refusals | None
     assert words in page.text
 
 
-def test_a_difference_is_only_called_one_where_intervals_part(manifest: Manifest) -> None:
-    def scored(value: float, low: float, high: float, backend: str = "torch", ms: float = 2.0) -> Report:
-        return made(("a", "b"), macro_f1=Estimate(value, low, high), backend=backend, ms_per_image=ms)
+def test_how_the_last_model_stands_to_each_before_it(manifest: Manifest) -> None:
+    def stands(other: str, words: str, pace: tuple[float, float, float] | None) -> Beside:
+        return Beside(other, 0.1, 0.05, 0.15, words, pace)
 
-    reports = [
-        ("worse", scored(0.5, 0.45, 0.55, ms=1.5)),
-        ("near", scored(0.85, 0.75, 0.95, "onnx", ms=1.0)),
-        ("better", scored(0.95, 0.91, 0.99)),
-        ("main", scored(0.8, 0.7, 0.9)),
-    ]
-    page = written(manifest, reports)
-    assert (
-        "Beside “worse” Its macro-F1 is 0.30 higher. The intervals do not overlap: that is more than chance."
-        in page.text
+    found = (
+        stands("slower", "better by 10.0 points", (1.1, 1.5, 2.0)),
+        stands("busy", "can't tell: 1.0 points", (0.4, 1.5, 6.0)),
+        stands("near", "worse by 3.0 points", (1.01, 1.1, 1.19)),
+        stands("elsewhere", "worse by 3.0 points", None),
+        stands("faster", "worse by 3.0 points", (0.2, 0.5, 0.8)),
     )
-    assert "Beside “near” Its macro-F1 is 0.05 lower. The intervals overlap: these 14 photos alone do not" in page.text
-    assert "Beside “better” Its macro-F1 is 0.15 lower. The intervals do not overlap" in page.text
-    assert "1.3 times slower than “worse”" in page.text
-    assert "faster than “near”" not in page.text and "slower than “near”" not in page.text
+    others = [(one.other, made(("a", "b"), ms_per_image=99.0)) for one in found]
+    text = written(manifest, [*others, ("main", made(("a", "b"), beside=found))]).text
+    assert "Beside “slower” In macro-F1, on the same photos: better by 10.0 points. One training of each" in text
+    assert "1.5 times faster than “slower”" in text and "2.0 times slower than “faster”" in text
+    for unsaid in ("busy", "near", "elsewhere"):
+        assert f"er than “{unsaid}”" not in text, "the time is not told from noise"
 
 
 @pytest.mark.parametrize(
@@ -377,7 +379,8 @@ def test_names_in_other_scripts_draw_without_a_warning(manifest: Manifest) -> No
 
 def test_figures_that_nobody_measured_are_drawn_and_not_compared(manifest: Manifest) -> None:
     unmeasured = made(FIVE, ms_per_image=0.0, size_bytes=0)
-    assert "faster" not in written(manifest, [("slow", made(FIVE)), ("unmeasured", unmeasured)]).text
+    beside = replace(unmeasured, beside=(Beside("slow", 0.0, 0.0, 0.0, "no difference", None),))
+    assert " times " not in written(manifest, [("slow", made(FIVE)), ("unmeasured", beside)]).text
     assert written(manifest, [("a", unmeasured), ("b", unmeasured)]).named("svg")
 
 

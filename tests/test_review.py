@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
+from typer.testing import CliRunner
 
-from agrikd import files, kept, records, review, sheets, site
+from agrikd import files, jobs, kept, records, review, sheets, site
 from agrikd.access import Visitor
+from agrikd.cli import app
 from agrikd.data import manifest as manifests
-from agrikd.errors import DeviceError, InputError
+from agrikd.errors import DeviceError, InputError, Problem
 from agrikd.records import LIVE, NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
 from agrikd.types import ModelSpec
 
@@ -152,6 +154,80 @@ def test_one_session_trains_and_that_is_said(db: sqlite3.Connection, folder: Pat
     assert "too few days of capture" in made.assumptions[0] and "1 pictures of no plant" in made.assumptions[1]
 
 
+def copy_of(db: sqlite3.Connection, folder: Path, frame: int, other: int) -> None:
+    """The picture of a frame becomes that of another, as a camera gives it that shows one file again and again."""
+    data = (folder / "pictures" / f"{other}.jpg").read_bytes()
+    (folder / "pictures" / f"{frame}.jpg").write_bytes(data)
+    db.execute("UPDATE pictures SET sha256 = ? WHERE frame = ?", (files.sha256(data), frame))
+
+
+def test_equal_pictures_are_asked_about_once(db: sqlite3.Connection, folder: Path) -> None:
+    for frame in range(1, 5):
+        add(db, folder, frame, opinion("small", 0, unsure=True))
+    add(db, folder, 5, opinion("small", 0), audit=0.1)
+    add(db, folder, 6, opinion("small", 0), audit=0.1)
+    copy_of(db, folder, 3, 1)
+    copy_of(db, folder, 6, 5)
+    assert sorted(one.frame for one in review.queue(db)) == [2, 3, 4, 6]
+    assert sorted(one.frame for one in review.queue(db, skipped={3})) == [2, 4, 6]
+    one = kept.of_frame(db, 1)
+    say(db, 3, "healthy")
+    assert one and not review.waits(db, one)
+    assert sorted(one.frame for one in review.queue(db)) == [2, 4, 6]
+    copy_of(db, folder, 5, 4)
+    copy_of(db, folder, 6, 4)
+    say(db, 4, "healthy")  # of a frame that was not drawn: those which were stay a random part
+    assert sorted(one.frame for one in review.queue(db)) == [2, 6]
+
+
+def test_equal_pictures_with_two_labels_are_left_out_and_said(
+    db: sqlite3.Connection, folder: Path, tmp_path: Path
+) -> None:
+    for frame in range(1, 8):
+        add(db, folder, frame, opinion("small", 0))
+        say(db, frame, "healthy" if frame % 2 else CLASSES[0])
+    copy_of(db, folder, 4, 1)
+    copy_of(db, folder, 5, 3)
+    made = review.export(db, folder, tmp_path / "out")
+    assert [int(row.path[-13:-4]) for row in made.rows] == [2, 3, 6, 7]
+    assert "left out 1 copies" in made.assumptions[0]
+    assert f"(frame 1 is healthy, frame 4 is {CLASSES[0]})" in made.assumptions[1]
+    assert len(manifests.read(made.manifest).rows) == 4 == len(list((tmp_path / "out" / "photos").iterdir()))
+
+
+def test_an_export_that_fails_leaves_nothing(
+    db: sqlite3.Connection, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for frame, label in enumerate(("healthy", CLASSES[0])):
+        add(db, folder, frame, opinion("small", 0))
+        say(db, frame, label)
+    (tmp_path / "empty").mkdir()
+
+    def fail(*_: Any) -> None:
+        raise InputError(Problem("here", "is wrong"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "write", fail)
+        for name in ("out", "empty"):
+            with pytest.raises(InputError):
+                review.export(db, folder, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "field"]
+    assert not any((tmp_path / "empty").iterdir())
+    assert review.export(db, folder, tmp_path / "empty").manifest.exists()
+
+
+def test_the_export_leads_on_to_training(db: sqlite3.Connection, folder: Path, tmp_path: Path) -> None:
+    for frame, label in enumerate(("healthy", CLASSES[0])):
+        add(db, folder, frame, opinion("small", 0))
+        say(db, frame, label)
+    done = CliRunner().invoke(app, ["data", "from-field", str(folder.parent), "--out", str(tmp_path / "2027")])
+    recipe = tmp_path / "2027" / "recipe.yaml"
+    assert done.exit_code == 0 and f"next: agrikd teach {recipe}" in " ".join(done.stderr.split())
+    loaded = jobs.load(recipe)
+    assert loaded.name == "2027" and jobs.open_manifest(loaded).classes == (CLASSES[0], "healthy")
+    assert f"agrikd distill {recipe} --teacher {tmp_path}/2027/runs/2027-teacher" in recipe.read_text()
+
+
 def test_a_spreadsheet_gets_no_formula() -> None:
     rows = [{"a": "=1+1", "b": -5}, {"a": "@x", "b": 'say "no", please\n'}, {"a": "fine", "b": "\tx"}]
     text = sheets.as_csv(("a", "b"), rows)
@@ -206,6 +282,32 @@ def test_the_page_judges_undoes_and_skips(page: AppTest, db: sqlite3.Connection)
     press(page, "Skip")
     assert "Nothing waits" in page.info[0].value
     assert {(one.who, one.source) for one in records.verdicts(db).values()} == {("Ana", REVIEW)}
+
+
+def test_a_judged_frame_is_opened_by_its_number(page: AppTest, db: sqlite3.Connection) -> None:
+    press(page, CLASSES[0])
+    page.number_input[0].set_value(3).run()
+    assert not page.exception and f"Said before: {CLASSES[0]}" in [one.value for one in page.text]
+    assert page.text[0].value == "1 judged now, 3 waiting" and page.number_input[0].value is None
+    page.run()
+    press(page, "healthy")
+    assert {f: one.label for f, one in records.verdicts(db).items()} == {3: "healthy"}
+    assert page.text[0].value == "2 judged now, 2 waiting"
+    page.number_input[0].set_value(99).run()
+    assert page.warning[0].value == "No picture is kept of number 99."
+    assert page.text[0].value == "2 judged now, 2 waiting"
+
+
+def test_who_has_no_name_gives_it_before_he_judges(
+    page: AppTest, db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "visitor", lambda: Visitor("", "reviewer"))
+    page.run()
+    order = [one.label for one in page.main if getattr(one, "label", None)]
+    assert order.index("Your name") < order.index("healthy")
+    page.text_input(key="review_who").set_value("Jo").run()
+    press(page, "healthy")
+    assert records.verdicts(db)[3].who == "Jo"
 
 
 def test_undo_takes_back_its_own_label_alone(page: AppTest, db: sqlite3.Connection) -> None:

@@ -17,10 +17,12 @@ import yaml
 from field_kit import free_port
 from live_kit import Live, StandIn
 from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from agrikd import door, site
+from agrikd.cli import app as cli
 from agrikd.errors import AgriKDError
 
 PAGES = site.pages()
@@ -109,7 +111,69 @@ def test_a_label_with_a_long_note_arrives(folder: Path) -> None:
         site.Field(folder).call("POST", "/label", {**label, "frame": 5000})
 
 
+def test_another_agent_at_its_address_is_said(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "live.json").write_text((folder / "live.json").read_text())
+    (tmp_path / "live.token").write_text("a token of this agent alone")
+    with pytest.raises(
+        AgriKDError, match=r"(?s)another agent seems to answer at http://127.*agent\.yaml, as in live: {"
+    ):
+        site.Field(tmp_path).call("GET", "/status")
+
+
 def test_a_folder_without_an_agent_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(site.FIELD, str(tmp_path))
     found = AppTest.from_file(str(PAGES / "main.py"), default_timeout=30).run()
     assert not found.exception and "agrikd agent" in found.error[0].value
+
+
+# What `agrikd app` says before it serves
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was served to nobody: the server's options."""
+    found: list[object] = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: found.append(options))
+    monkeypatch.setattr(site, "made", lambda: None)
+    monkeypatch.setenv(site.FIELD, "")
+    return found
+
+
+def test_it_says_where_to_look_and_that_no_agent_has_looked(folder: Path, tmp_path: Path, served: list[object]) -> None:
+    port = free_port()
+    done = CliRunner().invoke(cli, ["app", str(folder), "--port", str(port)])
+    assert done.stderr == f"open http://127.0.0.1:{port} (Ctrl-C ends it)\n" and done.exit_code == 0
+    done = CliRunner().invoke(cli, ["app", str(tmp_path), "--port", str(port)])
+    assert "no agent has looked here yet" in done.stderr and f"open http://127.0.0.1:{port}" in done.stderr
+    assert len(served) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["file"], "file: is a file"),
+        ([".", "--port", "99999"], "65535"),
+        ([".", "--cert", "no.pem", "--key", "file"], "no.pem: there is no such file"),
+        ([".", "--cert", "file", "--key", "file"], "file and file: are no certificate and its key"),
+    ],
+)
+def test_what_it_refuses(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: list[object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("no PEM")
+    done = CliRunner().invoke(cli, ["app", *words])
+    assert done.exit_code == 2 and said in done.stderr and "open" not in done.stderr and not served
+
+
+@pytest.mark.parametrize("words", [["app", "."], ["serve", "--hub", "hub", "--token-file", "token"]])
+def test_a_port_that_is_taken(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: list[object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = CliRunner().invoke(cli, [*words, "--port", str(port)])
+    assert done.exit_code == 2 and f"port {port} of 127.0.0.1: is taken" in done.stderr and "--port" in done.stderr
+    assert "http:" not in done.stderr and not served

@@ -60,9 +60,12 @@ def shown(plan: Asked, options: Options, max_failed: float, as_json: bool) -> li
                     console.say(f"{host}: {what}")
 
         outcomes = flash_all(plan.waves, plan.bundle, options, report, max_failed)
-    rows = [
-        (one.host, one.phase, one.kind, f"{one.sent_bytes / 1e6:.2f}", f"{one.cuts}", f"{one.seconds:.0f}", one.reason)
-        for one in outcomes
-    ]
-    show(as_json, [vars(one) for one in outcomes], plan.bundle.name, ("host", "", "kind", "MB", "cuts", "s", ""), rows)
+    columns = ("host", "", "kind", "MB to send" if options.dry_run else "MB", "cuts", "s", "")
+    rows = [_row(one, one.needed_bytes if options.dry_run else one.sent_bytes) for one in outcomes]
+    show(as_json, [vars(one) for one in outcomes], plan.bundle.name, columns, rows)
     return outcomes
+
+
+def _row(one: Outcome, count: int) -> tuple[str, ...]:
+    remark = "; ".join(filter(None, (one.reason, one.expired and f"expired since {one.expired}")))
+    return one.host, one.phase, one.kind, f"{count / 1e6:.2f}", f"{one.cuts}", f"{one.seconds:.0f}", remark

@@ -35,6 +35,14 @@ def show(as_json: bool, value: Any, title: str, columns: Sequence[str], rows: Se
         console.stdout.print(console.table(title, columns, rows))
 
 
+def tell(as_json: bool, value: Any, words: str) -> None:
+    """What was done: words for people on stderr, or JSON for programs on stdout."""
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    else:
+        console.say(words)
+
+
 def runs_folder(recipe_file: Path, name: str) -> Path:
     """Where a recipe's Runs go unless --out says otherwise: runs/ beside the recipe."""
     return recipe_file.parent / "runs" / name

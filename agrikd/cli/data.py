@@ -25,16 +25,20 @@ def register(app: typer.Typer) -> None:
     group.command("show")(show_photos)
     group.command()(split)
     group.command("from-field")(from_field)
+    group.command()(join)
     app.add_typer(group, name="data")
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Photos: one sub-folder a class, or unsorted.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Photos: one sub-folder a class.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Where manifest.csv and recipe.yaml go (default: FOLDER).")] = None,
     seed: Annotated[int, typer.Option(help="Of the random test split, where none is given.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make a manifest and a recipe from a folder of photos, and say what was assumed.
+
+    Photos without a label go into a folder named 'unlabelled' beside the class folders: a teacher speaks about them
+    too. 'not_a_plant' holds pictures of something else; folders named train, val and test are kept as splits.
 
     Example: agrikd init photos --out season-2026
     """
@@ -198,9 +202,9 @@ def from_field(
     out: Annotated[Path, typer.Option(help="A new folder for the photos and their manifest.")] = Path("from-field"),
     as_json: AsJson = False,
 ) -> None:
-    """Make next season's photos of what people labelled: copies, a manifest, and a table of who said what.
+    """Make next season's photos of what people labelled: copies, a manifest, a recipe, and a table of who said what.
 
-    Frames of one capture session stay in one split.
+    Frames of one capture session stay in one split. A picture with several labels is left out, and said.
 
     Example: agrikd data from-field field --out season-2027
     """
@@ -215,3 +219,27 @@ def from_field(
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     show(as_json, made.to_json(), str(made.manifest), ("label", "train", "val", "test"), made.counts)
+    console.say(f"next: agrikd teach {made.recipe}")
+
+
+def join(
+    manifests: Annotated[list[Path], typer.Argument(help="Two or more; they are not changed.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The new manifest, in a folder above all photos.")] = Path("joined.csv"),
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Where a manifest's paths start; one for each (default: its folder).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join seasons: the photos of several manifests in one, each once, with its label, split, group and season.
+
+    One photo with two labels, or in two splits, is refused. A recipe is written beside it.
+
+    Example: agrikd data join season-2026/manifest.csv season-2027/manifest.csv --out both.csv
+    """
+    from agrikd.data.join import join as joined
+
+    made = joined(manifests, out, root or ())
+    for sentence in made.assumptions:
+        console.say(f"· {sentence}")
+    show(as_json, made.to_json(), str(made.manifest), ("season", "train", "val", "test"), made.rows)
+    console.say(f"next: agrikd teach {made.recipe}")

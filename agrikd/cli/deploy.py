@@ -34,8 +34,10 @@ def wheelhouse(
 
     Example: agrikd deploy wheelhouse wheels --python 3.10
     """
+    from agrikd import extras
     from agrikd import wheelhouse as house
 
+    extras.require(extras.WHEELHOUSE)  # before minutes of downloads
     boards = [house.Board(one, platform) for one in dict.fromkeys(python or ("3.10", "3.12"))]
     made = house.make(out, boards, wheel)
     said = {"folder": str(out), "fetched": made.fetched, "kept": made.kept, "size_bytes": made.size_bytes}

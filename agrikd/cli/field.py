@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from getpass import getpass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from agrikd import console
 from agrikd.cli._options import AsJson, show
 from agrikd.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from agrikd.access import Access
 
 Folder = Annotated[Path, typer.Argument(help="The agent's folder.")]
 Role = Literal["viewer", "reviewer"]
@@ -43,20 +45,19 @@ def agent(
 
     Example: agrikd agent runs/coffee --source demo
     """
-    from agrikd import files
+    from agrikd import extras, files
     from agrikd.device import settings
     from agrikd.device.__main__ import run_agent
     from agrikd.device.agent import Agent
     from agrikd.device.child import Limits, Model
     from agrikd.device.store import SETTINGS, Store
-    from agrikd.errors import MissingExtraError
 
-    for module in ("cv2", "onnxruntime", "fastapi", "uvicorn", "websockets"):
-        if find_spec(module) is None:
-            raise MissingExtraError(module, "agent")
+    extras.require(extras.AGENT)
+    own = settings.chosen(folder / SETTINGS, source, port)
+    if model and not model.exists():
+        raise InputError(Problem(str(model), "is not there", "expected a Run folder or an exported .onnx"))
     with files.storage_errors(folder):
         store = Store(folder)
-    own = settings.chosen(folder / SETTINGS, source, port)
     held = Model(model.parent, model.name, store.engines) if model else None
     run_agent(Agent(store, Limits(), own, held))
 
@@ -64,7 +65,7 @@ def agent(
 def show_app(
     folder: Folder = Path("field"),
     runs: Annotated[Path | None, typer.Option(help="The folder of Runs to show (default: runs beside FOLDER).")] = None,
-    port: Annotated[int, typer.Option(help="Of the app.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the app.")] = 8501,
     host: Annotated[str, typer.Option(help="The address to listen at; others than this machine need a password.")] = (
         "127.0.0.1"
     ),
@@ -99,10 +100,18 @@ def access_add(
 
     Example: agrikd access add ana@farm.example --no-password
     """
+    held = _access(folder)
+    held.put(name, _password(name) if password else None, role)
+    console.say(f"{name} may come in, as a {role}")
+
+
+def _access(folder: Path) -> Access:
+    """Raises `InputError` where there is no such folder: a mistyped one would let nobody in."""
     from agrikd.access import Access
 
-    Access(folder).put(name, _password(name) if password else None, role)
-    console.say(f"{name} may come in, as a {role}")
+    if not folder.is_dir():
+        raise InputError(Problem(str(folder), "there is no such folder", "name the agent's folder"))
+    return Access(folder)
 
 
 def _password(name: str) -> str:
@@ -120,9 +129,7 @@ def access_remove(
 
     Example: agrikd access remove Ana
     """
-    from agrikd.access import Access
-
-    Access(folder).remove(name)
+    _access(folder).remove(name)
     console.say(f"{name} may not come in any more")
 
 
@@ -131,7 +138,5 @@ def access_list(folder: Folder = Path("field"), as_json: AsJson = False) -> None
 
     Example: agrikd access list
     """
-    from agrikd.access import Access
-
-    roles = {name: one["role"] for name, one in sorted(Access(folder).users.items())}
+    roles = {name: one["role"] for name, one in sorted(_access(folder).users.items())}
     show(as_json, roles, f"the app of {folder}", ("name", "role"), list(roles.items()))

@@ -115,7 +115,7 @@ def evaluate(
         Path | None, typer.Option(help="A manifest; needed for .onnx files (default: the first Run's).")
     ] = None,
     split: Annotated[str, typer.Option(help="val while you choose; test once, at the end.")] = "val",
-    teacher: Annotated[Path | None, typer.Option(help="A Run to measure agreement with.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="A Run to measure agreement with; it is judged too.")] = None,
     report: Annotated[Path | None, typer.Option(help="The HTML report (default: report.html in the last Run).")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,6 +127,8 @@ def evaluate(
 
     made = judge(models, data, split, teacher, report)
     show(as_json, made.to_json(), made.title, made.columns, made.rows)
+    for sentence in made.verdicts:
+        console.say(sentence)
     console.say(f"{made.note}\nreport: {made.path}".strip())
 
 
@@ -159,7 +161,7 @@ def compare(
         show(as_json, [vars(c) for c in found], "What it would cost", asked, rows)
         return
     said = comparing.compare(made, plan, out, processes, check_cache)
-    show(as_json, said.to_json(), str(out), said.columns, [arm.cells() for arm in said.arms])
+    show(as_json, said.to_json(), str(out), *said.brief())
     for sentence in said.words():
         console.say(sentence)
-    console.say(f"report: {out / 'study.html'}")
+    console.say(f"report, with every figure: {out / 'study.html'}")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agrikd import console
+from agrikd import console, files
 from agrikd.cli._options import AsJson, RunFolder, show
+from agrikd.errors import InputError, Problem
 from agrikd.types import figure
 
 if TYPE_CHECKING:
     from agrikd.export.artefacts import Precision
+    from agrikd.predict._base import Predictor
+    from agrikd.types import Prediction
+
+_AT_ONCE = 32
+"""Photos that `predict` holds in memory."""
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +101,7 @@ def _export(run: Path, precision: Precision, images: int, out: Path | None, as_j
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A Run folder or an .onnx file.", show_default=False)],
-    photos: Annotated[list[Path], typer.Argument(help="Photos.", show_default=False)],
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Say what is on photos.
@@ -105,11 +112,27 @@ def predict(
     from agrikd.predict import open_predictor
 
     predictor = open_predictor(model)
-    said = predictor(image.read_all(photos))
+    found = image.photos_of(photos)
     spec = predictor.spec
-    value = [one.to_json(str(photo), spec) for photo, one in zip(photos, said, strict=True)]
+    value = [one.to_json(str(photo), spec) for photo, one in zip(found, _answers(predictor, found), strict=True)]
     asked = ("photo", spec.scale.unit or "value", "interval") if spec.scale else ("photo", "says", "", "candidates")
     show(as_json, value, spec.name, (*asked, "remark"), [_cells(one) for one in value])
+
+
+def _answers(predictor: Predictor, photos: Sequence[Path]) -> list[Prediction]:
+    """Some photos in memory at a time; one `InputError` names all that cannot be read."""
+    from agrikd import image
+
+    said: list[Prediction] = []
+    problems: list[Problem] = []
+    for at in range(0, len(photos), _AT_ONCE):
+        try:
+            said += predictor(image.read_all(photos[at : at + _AT_ONCE]))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return said
 
 
 def _cells(said: dict[str, Any]) -> tuple[str, ...]:
@@ -161,8 +184,7 @@ def device_report(
     Example: agrikd device-report model.onnx model.fp16.onnx --photos photos
     """
     from agrikd import device_report as reporting
-    from agrikd import files, image
-    from agrikd.errors import InputError, Problem
+    from agrikd import image
 
     found = sorted(path for path in photos.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not found:
@@ -175,18 +197,30 @@ def device_report(
 def demo(
     out: Annotated[Path, typer.Option(help="Where it works; an earlier demo there is gone on with.")] = Path("demo"),
     serve: Annotated[bool, typer.Option("--serve", help="Then show it at work: camera, teacher and app.")] = False,
-    port: Annotated[int, typer.Option(help="Of the app that --serve opens.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the app that --serve opens.")] = 8501,
     as_json: AsJson = False,
 ) -> None:
     """The whole journey on drawn leaves: init, teacher, student alone and distilled, report, export, predict.
 
     Example: agrikd demo
     """
-    from agrikd.demo import run_demo
+    if serve:
+        from agrikd import web
 
-    made = run_demo(out)
-    show(as_json, made.to_json(), made.title, made.columns, made.rows)
-    console.say(f"{made.note}\nreport: {made.path}".strip())
+        web.require_port("127.0.0.1", port)
+    result = out / "result.json"
+    if not result.exists():  # a demo that has ended reads its test split no second time
+        from agrikd.demo import run_demo
+
+        judged = run_demo(out)
+        table = {"title": judged.title, "columns": judged.columns, "rows": judged.rows, "note": judged.note}
+        files.write_json(result, table | judged.to_json())
+    made = files.read_json(result)
+    value = {key: made[key] for key in ("report", "models", "verdicts")}
+    show(as_json, value, made["title"], made["columns"], made["rows"])
+    for sentence in made["verdicts"]:
+        console.say(sentence)
+    console.say(f"{made['note']}\nreport: {made['report']}".strip())
     if serve:
         from agrikd.demo_live import serve_demo
 

@@ -49,9 +49,10 @@ def serve(
     if teacher is None and hub is None:
         raise InputError(Problem("agrikd serve", "has nothing to serve", "name --teacher, --hub or both"))
     web.require_tls(host, cert, key)
+    web.require_port(host, port)
     token = web.token(token_file)
     made = serving.app(
         serving.Teacher.open(teacher) if teacher else None, Hub.open(hub, pictures) if hub else None, token
     )
-    console.say(f"http{'s' if cert else ''}://{host}:{port}, with the token in {token_file}")
+    console.say(f"{web.address(host, port, cert)}, with the token in {token_file}")
     web.serve(made, host, port, cert, key)

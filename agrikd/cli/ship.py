@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agrikd import console
-from agrikd.cli._options import AsJson, RunFolder, show
+from agrikd.cli._options import AsJson, RunFolder, show, tell
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +38,11 @@ def keys_new(
     locked: Annotated[
         bool, typer.Option(help="Ask for a passphrase; later it is read from $AGRIKD_PASSPHRASE.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a signing key (Ed25519), and the root of trust that devices are set up with.
 
-    Example: agrikd keys new keys/season.key --root keys/root-1.json
+    Example: agrikd keys new keys/season.key --root keys/root-1.dsse
     """
     from agrikd import files, trust
     from agrikd.dsse import Key
@@ -51,10 +52,12 @@ def keys_new(
         raise InputError(Problem(str(root), "exists", "choose another name, or: agrikd keys rotate"))
     passphrase = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True) if locked else ""
     key = Key.new(path, passphrase)
-    console.say(f"key {key.id}: {path} (keep it secret), {path}.pub")
+    words = f"key {key.id}: {path} (keep it secret), {path}.pub"
     if root:
         files.write_bytes(root, trust.first([key]).to_bytes())
-        console.say(f"root 1: {root}")
+        words += f"\nroot 1: {root}"
+    made = {"key": key.id, "path": str(path), "public": f"{path}.pub", "root": str(root) if root else None}
+    tell(as_json, made, words)
 
 
 def keys_rotate(
@@ -64,10 +67,11 @@ def keys_rotate(
     add: Annotated[list[Path] | None, typer.Option(help="A .pub file whose key counts from now on.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="The id of a key that no longer counts.")] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many keys must sign a thing.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Make the next root of trust, signed by enough keys of the old and of the new one.
 
-    Example: agrikd keys rotate root-1.json --key old.key --key new.key --add new.key.pub --out root-2.json
+    Example: agrikd keys rotate root-1.dsse --key old.key --key new.key --add new.key.pub --out root-2.dsse
     """
     from agrikd import dsse, files, trust
     from agrikd.errors import InputError, Problem
@@ -78,7 +82,8 @@ def keys_rotate(
     if out.exists():
         raise InputError(Problem(str(out), "exists", "choose another name: devices may need the older one"))
     files.write_bytes(out, made.to_bytes())
-    console.say(f"root {old.version + 1}: {out}; each device takes it with the next flash that names it")
+    words = f"root {old.version + 1}: {out}; each device takes it with the next flash that names it"
+    tell(as_json, {"version": old.version + 1, "path": str(out)}, words)
 
 
 def bundle_pack(
@@ -98,6 +103,7 @@ def bundle_pack(
         float | None, typer.Option(min=0, help="A device that needs longer a frame rolls back.")
     ] = None,
     expires: Annotated[str | None, typer.Option(help="A date after which devices warn.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Pack what was exported of a Run, with probe photos and their answers, and sign it.
 
@@ -108,7 +114,12 @@ def bundle_pack(
 
     options = pack.Options(name, version, seq, tuple(compatible or ("*",)), labels, budget_ms, expires)
     made = pack.pack(run, out, [Key.read(path) for path in key], options)
-    console.say(f"{out}: {made.name} {made.version}, seq {made.seq}, {made.size_bytes / 1e6:.2f} MB")
+    if made.spec.calibration is None:
+        console.say(f"{run}: was not calibrated when it was exported: its percentages are not to be relied on")
+        console.say(f"    → agrikd calibrate {run}, then export and pack it again")
+    said = {name: getattr(made, name) for name in ("name", "version", "seq", "size_bytes")}
+    words = f"{out}: {made.name} {made.version}, seq {made.seq}, {made.size_bytes / 1e6:.2f} MB"
+    tell(as_json, {"path": str(out), **said, "calibrated": made.spec.calibration is not None}, words)
 
 
 def bundle_show(path: BundleFile, as_json: AsJson = False) -> None:
@@ -133,17 +144,19 @@ def bundle_show(path: BundleFile, as_json: AsJson = False) -> None:
 def bundle_verify(
     path: BundleFile,
     root: Annotated[Path, typer.Option(help="The root of trust of the devices.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Hold every byte of a bundle against its signature; exit code 9 where that is of a key that does not count.
 
-    Example: agrikd bundle verify coffee.akb --root keys/root-1.json
+    Example: agrikd bundle verify coffee.akb --root keys/root-1.dsse
     """
     from agrikd.bundle import Bundle
     from agrikd.trust import Root
 
     with Bundle(path) as bundle:
         bundle.verify(Root.read(root))
-        console.say(f"{path}: whole, and signed by whom root {root} trusts")
+        said = {"path": str(path), "name": bundle.release.name, "seq": bundle.release.seq}
+    tell(as_json, said, f"{path}: whole, and signed by whom root {root} trusts")
 
 
 def flash(
@@ -188,6 +201,7 @@ def bundle_permit(
     key: KeyFiles,
     floor: Annotated[int, typer.Option(min=0, help="The highest seq that the devices have had.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The permission.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Allow devices that have had newer releases, up to --floor, to take this older one.
 
@@ -200,4 +214,5 @@ def bundle_permit(
     with Bundle(path) as bundle:
         said = {"name": bundle.release.name, "seq": bundle.release.seq, "floor": floor}
     files.write_bytes(out, dsse.sign(PERMISSION, files.canonical(said), [dsse.Key.read(one) for one in key]).to_bytes())
-    console.say(f"{out}: {said['name']} may go back to {said['seq']} where no more than {floor} has been")
+    words = f"{out}: {said['name']} may go back to {said['seq']} where no more than {floor} has been"
+    tell(as_json, {"path": str(out), **said}, words)

@@ -1,6 +1,6 @@
 """From what people have (folders of photos, a table of labels) to a Manifest, with every assumption said aloud.
 
-A photo is known by its suffix and the sha256 of its bytes; nothing is decoded here. All that is wrong comes in one
+A photo is known by its suffix and the sha256 of its bytes; nothing is decoded here, but a cut file is seen. All that is wrong comes in one
 `InputError`; what is merely odd (other files, copies, a split that had to be drawn) is said in a sentence.
 """
 
@@ -266,9 +266,12 @@ def _finish(found: _Found, seed: int, progress: Progress | None) -> tuple[Manife
     _drop_copies(found)
     _check_rows(found)
     _check_classes(found)
+    try:
+        _draw_splits(found, seed)
+    except InputError as error:
+        found.problems += error.problems
     if found.problems:
         raise InputError(found.problems)
-    _draw_splits(found, seed)
     made = Manifest(tuple(found.rows), found.root)
     if problems := manifests.check(made, str(found.root)):
         raise InputError(problems)
@@ -292,13 +295,10 @@ def _hash(found: _Found, progress: Progress | None) -> None:
     for at, row in enumerate(found.rows):
         try:
             data = files.read_bytes(found.root / row.path)
+            image.require_whole(data, _shown(str(found.root / row.path)))
+            found.rows[at] = replace(row, sha256=files.sha256(data))
         except InputError as error:
             found.problems += error.problems
-        else:
-            if data:
-                found.rows[at] = replace(row, sha256=files.sha256(data))
-            else:
-                found.wrong(row.path, "is empty (0 bytes)", "copy the photo again")
         if progress:
             progress(at + 1, len(found.rows))
 

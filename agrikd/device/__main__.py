@@ -6,9 +6,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,7 +18,7 @@ from agrikd.device import installer, serve, settings, support
 from agrikd.device.agent import Agent
 from agrikd.device.child import Limits
 from agrikd.device.store import PENDING, SETTINGS, Store
-from agrikd.errors import DeviceError, InputError, RolledBackError
+from agrikd.errors import DeviceError, InputError, Problem, RolledBackError
 from agrikd.wire import Patient, Wire
 
 app = typer.Typer(
@@ -33,9 +32,19 @@ _SILENCE_S = 20.0
 
 
 def store(context: typer.Context) -> Store:
-    """The store of this invocation."""
-    found: Store = context.obj
-    return found
+    """The store of this invocation, made where it is not there."""
+    folder: Path = context.obj
+    with files.storage_errors(folder):
+        return Store(folder)
+
+
+def looked_at(context: typer.Context) -> Store:
+    """The same, for a look or a change at one that is there; raises `InputError` where it is not."""
+    folder: Path = context.obj
+    if not (folder / "trust").is_dir():
+        begin = f"or begin one: python -m agrikd.device --store {folder} trust root-1.dsse"
+        raise InputError(Problem(str(folder), "is no folder of a device", f"name it by --store FOLDER, {begin}"))
+    return store(context)
 
 
 @app.callback()
@@ -45,8 +54,7 @@ def _root(
         "/var/lib/agrikd"
     ),
 ) -> None:
-    with files.storage_errors(folder):
-        context.obj = Store(folder)
+    context.obj = folder
 
 
 @app.command()
@@ -58,7 +66,10 @@ def run(
     answer_s: Annotated[float, typer.Option(min=1, help="What an answer to the probes may take.")] = Limits.answer_s,
     trial_s: Annotated[float, typer.Option(min=1, help="What a trial may take.")] = Limits.trial_s,
 ) -> None:
-    """The agent: keep the current release answering, end what was begun, look through the cameras of agent.yaml."""
+    """The agent: keep the current release answering, end what was begun, look through the cameras of agent.yaml.
+
+    Example: python -m agrikd.device --store device run
+    """
     held = store(context)
     limits, trouble = Limits(start_s, answer_s, trial_s, memory_mib, budget_ms), ""
     try:
@@ -84,7 +95,10 @@ def install(
     path: Annotated[Path, typer.Argument(help="A bundle (.akb), as on a stick.", show_default=False)],
     allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="Take an older release too.")] = False,
 ) -> None:
-    """Install a bundle from a file, and wait until it serves; exit code 10 where it was rolled back."""
+    """Install a bundle from a file, and wait until it serves; exit code 10 where it was rolled back.
+
+    Example: python -m agrikd.device install coffee.akb
+    """
     held = store(context)
     with Bundle(path) as bundle, held.locked():
         bundle.verify(held.root)
@@ -101,8 +115,11 @@ def install(
 
 @app.command()
 def rollback(context: typer.Context) -> None:
-    """Go back to the release before this one, by the same trial; exit code 10 where that did not hold."""
-    held = store(context)
+    """Go back to the release before this one, by the same trial; exit code 10 where that did not hold.
+
+    Example: python -m agrikd.device rollback
+    """
+    held = looked_at(context)
     with held.locked():
         installer.back_to_previous(held)
     _wait(held)
@@ -110,27 +127,24 @@ def rollback(context: typer.Context) -> None:
 
 @app.command()
 def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Say what serves, what is under way, and why the last release was not kept."""
-    found = support.status(store(context))
+    """Say what serves, what is under way, and why the last release was not kept.
+
+    Example: python -m agrikd.device status --json
+    """
+    found = support.status(looked_at(context))
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        console.stdout.print(console.table(found["kind"], ("", ""), list(_rows(found))))
-
-
-def _rows(said: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """A line for each thing that is said; what says nothing has none."""
-    for name, value in said.items():
-        if isinstance(value, dict):
-            yield from _rows(value, f"{before}{name} ")
-        elif value not in (None, ""):
-            yield f"{before}{name}", str(value)
+        console.stdout.print(console.table(support.summary(found), ("", ""), support.lines(found)))
 
 
 @app.command()
 def gc(context: typer.Context) -> None:
-    """Remove releases that neither serve nor are kept for the way back."""
-    held = store(context)
+    """Remove releases that neither serve nor are kept for the way back.
+
+    Example: python -m agrikd.device gc
+    """
+    held = looked_at(context)
     with held.locked():
         gone = held.collect()
     console.say(f"{len(gone)} releases removed; {held.size_bytes / 1e6:.1f} MB left")
@@ -141,10 +155,13 @@ def trust(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="A root of trust.", show_default=False)],
 ) -> None:
-    """Take a root of trust: the first one as it is, the next ones if the one before has signed them."""
-    held = store(context)
+    """Take a root of trust: the first one as it is, the next ones if the one before has signed them.
+
+    Example: python -m agrikd.device trust root-1.dsse
+    """
+    envelope, held = files.read_bytes(path), store(context)
     with held.locked():
-        root = held.trust(files.read_bytes(path), str(path))
+        root = held.trust(envelope, str(path))
     console.say(f"root {root.version}: {', '.join(root.keys)}")
 
 
@@ -152,7 +169,10 @@ def trust(
 def serve_stdio(
     context: typer.Context, stdio: Annotated[bool, typer.Option("--stdio", help="Over stdin and stdout.")] = True
 ) -> None:
-    """Answer one agrikd flash: the command that a flashing key is bound to."""
+    """Answer one agrikd flash: the command that a flashing key is bound to.
+
+    Example: python -m agrikd.device serve --stdio
+    """
     wire = Wire(Patient(sys.stdin.buffer, _SILENCE_S), sys.stdout.buffer)
     serve.serve(store(context), wire)
 
@@ -162,8 +182,11 @@ def logs(
     context: typer.Context,
     bundle: Annotated[Path, typer.Option(help="The file to write (.tar.gz).", show_default=False)],
 ) -> None:
-    """Write one file with what support needs to know: state, log, releases' texts, no photos and no keys."""
-    support.bundle_logs(store(context), bundle)
+    """Write one file with what support needs to know: state, log, releases' texts, no photos and no keys.
+
+    Example: python -m agrikd.device logs --bundle help.tar.gz
+    """
+    support.bundle_logs(looked_at(context), bundle)
     console.say(f"{bundle}")
 
 

@@ -22,6 +22,7 @@ from agrikd.device.store import PENDING, BusyError, Store
 from agrikd.errors import AgriKDError, InputError, Problem
 
 if TYPE_CHECKING:
+    from agrikd.bundle import Release
     from agrikd.device.settings import Settings
 
 _TICK_S = 0.1
@@ -41,6 +42,7 @@ class Agent:
         self._eyes = Eyes(settings.cameras if settings else ())
         self._serving = Serving(_named(model) if model else self._current, self._open, self._failed)
         self._station: Station | None = None
+        self._release: tuple[str, Release] | None = None
         self._advancing: subprocess.Popen[bytes] | None = None
         self._advance_at = self._recover_at = 0.0
         self._recovered, self._said = False, ""
@@ -66,9 +68,21 @@ class Agent:
                 self._round()
 
     def health(self) -> dict[str, Any]:
-        """What serves and, where there are cameras, what they see and what is recorded."""
+        """What serves, what people call it and, where there are cameras, what they see and what is recorded."""
         said = self._serving.health() | (self._station.health() if self._station else {})
-        return said | ({"trouble": self.trouble} if self.trouble else {})
+        return said | self._called() | ({"trouble": self.trouble} if self.trouble else {})
+
+    def _called(self) -> dict[str, Any]:
+        """What people call the release that is to serve, for who does not have it; nothing where it cannot be read."""
+        name = self._current()
+        if self._model or not name:
+            return {}
+        with contextlib.suppress(AgriKDError, OSError, TypeError):
+            if self._release is None or self._release[0] != name:
+                self._release = name, self._store.release(name)
+            one = self._release[1]
+            return {"release": {"name": one.name, "version": one.version, "expired": one.expired}}
+        return {}
 
     def _round(self) -> None:
         for step in (self._recover, self._serving.follow, self._go_on):

@@ -29,6 +29,8 @@ from agrikd.dsse import Envelope
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem, StorageError, TrustError
 from agrikd.trust import Root
 
+BACK = "asked back to the release before"
+"""The reason of an installation that is none but a way back."""
 PERMISSION = "application/vnd.agrikd.permission+json"
 """A signed {"name", "seq", "floor"}: a device whose floor is no higher may take this older release."""
 _L4T = Path("/etc/nv_tegra_release")
@@ -205,7 +207,7 @@ def back_to_previous(store: Store) -> str:
         raise InputError(Problem(str(store.folder), "has no release before this one", "flash one"))
     if store.state.phase in PENDING:
         raise DeviceError(f"{store.state.release} is being installed\n    → wait until it is done")
-    store.move("VERIFIED", release=previous, back="", attempts=0, reason="")
+    store.move("VERIFIED", release=previous, back="", attempts=0, reason=BACK)
     return previous
 
 

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response,
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from agrikd import __version__, audit, records, web
+from agrikd import __version__, audit, console, records, web
 from agrikd.device.tether import die_with_parent
 from agrikd.errors import AgriKDError, InputError, Problem
 from agrikd.wire import MAX_BYTES
@@ -30,6 +30,7 @@ from agrikd.wire import MAX_BYTES
 MOST_AHEAD, MOST_VIEWERS = 8, 64
 MOST_ID = 2**53
 """A browser counts no further."""
+_OTHER_PORT = "end it, or name another port in agent.yaml, as in live: {port: 8601}"
 _BODY_BYTES = 16 * 1024
 _AGAIN_S, _ANSWER_S = 0.5, 20.0
 _Id = Annotated[int, InPath(ge=0, lt=MOST_ID)]
@@ -289,16 +290,25 @@ def _done(said: dict[str, Any]) -> int:
     return int(said["done"])
 
 
-def main() -> None:
-    """Serve until SIGTERM, with what the agent says on stdin."""
+def main() -> int:
+    """Serve until SIGTERM, with what the agent says on stdin; what hinders it is said, and its exit code returned."""
     die_with_parent()
-    told = json.load(sys.stdin)
+    try:
+        _serve(json.load(sys.stdin))
+    except AgriKDError as error:
+        console.complain(str(error))
+        return error.exit_code
+    return 0
+
+
+def _serve(told: dict[str, Any]) -> None:
     if not told["cameras"]:
         raise InputError(Problem("live", "there is no camera", "name one in agent.yaml"))
+    web.require_free(told["host"], told["port"], _OTHER_PORT)
     guard = web.Guard(web.token(Path(told["token_file"])), tuple(told["origins"]))
     relay = Relay(told["socket"], told["cameras"])
     web.serve(app(relay, guard, Path(told["records"])), told["host"], told["port"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ class Station:
         watches = [Watch(eye, serving, self.recorder, keeping, asks) for eye in eyes.all]
         self._watches = {watch.eye.name: watch for watch in watches}
         self.verbs = Desk(self._watches, self.recorder).verbs
-        self._aides = {name: Aide(f"agrikd.device.{name}", what) for name, what in _aides(folder, settings).items()}
+        told = _aides(folder, settings)
+        self._aides = {name: Aide(f"agrikd.device.{name}", told[name], partial(self._ended, name)) for name in told}
         self._judge_at, self._fallen = 0.0, ""
         self._tell_where(folder, settings)
         for watch in watches:
@@ -67,6 +69,10 @@ class Station:
         if time.monotonic() >= self._judge_at:
             self._judge_at = time.monotonic() + _JUDGE_S
             threading.Thread(target=self._judge, daemon=True).start()
+
+    def _ended(self, aide: str, why: str) -> None:
+        console.say(why)
+        self.recorder.event(aide, why)
 
     def _tell_where(self, folder: Path, settings: Settings) -> None:
         """For the app on this machine: where the live view is. A disk that takes no file costs just that."""

@@ -129,14 +129,15 @@ class Store:
         return state
 
     def log(self, what: str, **more: Any) -> None:
-        """A line in log.jsonl, which never hinders an installation and is halved when it is full."""
+        """A line in log.jsonl, with this machine's time, which decides nothing. It never hinders an installation and is
+        halved when it is full."""
         path = self.folder / "log.jsonl"
         with contextlib.suppress(OSError, AgriKDError):
             if path.exists() and path.stat().st_size > _LOG_BYTES:
                 lines = path.read_bytes().splitlines(keepends=True)
                 files.write_bytes(path, b"".join(lines[len(lines) // 2 :]))
             with path.open("a") as out:
-                out.write(json.dumps({"what": what, **more}) + "\n")
+                out.write(json.dumps({"t": round(time.time()), "what": what, **more}) + "\n")
 
     # Whom
 
@@ -144,7 +145,7 @@ class Store:
     def root(self) -> Root:
         """The root in force; raises `InputError` where the device was never given one, or its disk lost it."""
         if not (paths := self._roots()):
-            mend = "give it one: python -m agrikd.device trust root-1.dsse"
+            mend = f"give it one, there: python -m agrikd.device --store {self.folder} trust root-1.dsse"
             raise InputError(Problem(str(self.folder), "trusts nobody", mend))
         return Root.read(paths[-1])
 
@@ -195,12 +196,15 @@ class Store:
     def release(self, name: str) -> Release:
         """What a release's folder says of itself. It was held against its signature when it came in; the keys may have
         changed since."""
+        return Release.from_payload(self.envelope(name).payload, str(self.path(name)))
+
+    def envelope(self, name: str) -> Envelope:
+        """Of a release that is here; raises `InputError` where it is not."""
         path = self.path(name) / "release.dsse"
         try:
-            envelope = path.read_bytes()
+            return Envelope.from_bytes(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(Problem(str(path), "is not there", "flash the release again")) from None
-        return Release.from_payload(Envelope.from_bytes(envelope, str(path)).payload, str(path))
 
     def whole(self, name: str) -> bool:
         """Whether a release is there with all its bytes."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from agrikd import __version__, device_report, files
 from agrikd.device import installer
 from agrikd.device.question import ask
 from agrikd.device.store import Store
-from agrikd.errors import AgriKDError
+from agrikd.errors import AgriKDError, InputError
 
 _TEXTS = ("state.json", "floors.json", "log.jsonl", "choice.json", "release.dsse", "card.md")
+_UNITS = {" bytes": ("MB", 1e-6), " ms": ("ms", 1.0), " s": ("s", 1.0)}
 
 
 def status(store: Store) -> dict[str, Any]:
     """phase, release, reason: of the last installation. current, previous, precision, p50_ms: of what serves. damage:
-    what cannot be read of it. expired: by this device's clock, for a warning only."""
+    what cannot be read of it. expired: by this device's clock, for a warning only. trusts: the ids of the keys that
+    count; signed: of those the ones that signed what serves."""
     state = store.state
     found: dict[str, Any] = {
         "kind": installer.kind(),
@@ -30,6 +33,7 @@ def status(store: Store) -> dict[str, Any]:
         "reason": state.reason,
         "current": store.linked("current"),
         "previous": store.linked("previous"),
+        "trusts": sorted(_keys(store)),
         "size_bytes": store.size_bytes,
         "agent": _health(store),
     }
@@ -44,12 +48,48 @@ def _serving(store: Store, current: str) -> dict[str, Any]:
     return {
         "name": release.name,
         "version": release.version,
+        "signed": sorted(store.envelope(current).signers(_keys(store))),
         "expires": release.expires,
-        "expired": bool(release.expires and release.expires < time.strftime("%Y-%m-%d")),
+        "expired": bool(release.expired),
         "precision": choice.precision,
         "dropped": choice.dropped,
         "p50_ms": choice.p50_ms,
     }
+
+
+def summary(said: dict[str, Any]) -> str:
+    """A status in a sentence."""
+    named = f"{said['name']} {said['version']}" if "name" in said else said["current"]
+    trusts = "" if said["trusts"] else "; trusts nobody"
+    return f"{said['kind']}: {named or 'no release'} serves{trusts}"
+
+
+def lines(said: dict[str, Any]) -> list[tuple[str, str]]:
+    """A status for people: what is said of each thing, with units; what says nothing has no line."""
+    shown = {name: value for name, value in said.items() if name != "kind" and value not in ("IDLE", False)}
+    if "signed" in said:
+        shown["signed"] = said["signed"] or "by no key that counts now"
+    return list(_lines(shown | {"agent": said["agent"] or "does not answer"}))
+
+
+def _lines(said: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in said.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            yield from _lines(value, f"{name} ")
+        elif value not in (None, "", [], ()):
+            yield _line(name, value)
+
+
+def _line(name: str, value: object) -> tuple[str, str]:
+    if isinstance(value, list | tuple):
+        return name, ", ".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return name, str(value)
+    for ending, (unit, scale) in _UNITS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending), f"{scale * value:.1f} {unit}"
+    return name, f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def bundle_logs(store: Store, path: Path) -> None:
@@ -64,6 +104,13 @@ def bundle_logs(store: Store, path: Path) -> None:
             entry = tarfile.TarInfo(f"agrikd-logs/{name}")
             entry.size = len(data)
             out.addfile(entry, io.BytesIO(data))
+
+
+def _keys(store: Store) -> dict[str, bytes]:
+    """By id, those whose signature counts; none where it trusts nobody."""
+    with contextlib.suppress(InputError):
+        return store.root.keys
+    return {}
 
 
 def _health(store: Store) -> dict[str, Any] | None:

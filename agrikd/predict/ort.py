@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +29,24 @@ class OrtPredictor:
             import onnxruntime as ort
         except ImportError:
             raise MissingExtraError("onnxruntime", "export") from None
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+
+        def opened(level: Any) -> Any:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            options.graph_optimization_level = level
+            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+        levels = ort.GraphOptimizationLevel
         data, mend = files.read_bytes(path), "export the Run again: agrikd export onnx RUN"
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = opened(levels.ORT_DISABLE_ALL)
             said = self._session.get_modelmeta().custom_metadata_map
-            if said.get("agrikd_precision") == "int8f16":
-                # Fused, ONNX Runtime multiplies FP16 scales with each other, and their products vanish.
-                options.add_session_config_entry("session.disable_quant_qdq", "1")
-                self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
             self.spec = ModelSpec.from_json(json.loads(said["agrikd"]))
             self.parameters = int(said["agrikd_parameters"])
             self.precision = said.get("agrikd_precision", "fp32")
+            if self.precision != "int8f16":  # of which the fused kernels multiply FP16 scales, whose products vanish
+                self._session = opened(levels.ORT_ENABLE_ALL)
         except (KeyError, ValueError, TypeError) as error:
             said = f"was not exported by agrikd: it does not say what it is ({error})"
             raise InputError(Problem(str(path), said, mend)) from None

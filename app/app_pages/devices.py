@@ -11,6 +11,7 @@ import streamlit as st
 
 from agrikd import fleet, site
 from agrikd.condition import Condition, Eye, Wrong, age
+from agrikd.device.installer import BACK
 from agrikd.device.store import SETTINGS
 from agrikd.errors import AgriKDError
 from agrikd.fleet import Hub, Look, Member, Said, Sight
@@ -24,11 +25,18 @@ WRONG = {
     "model": words["devices.wrong_model"],
     "lost": words["devices.wrong_lost"],
     "old": words["devices.wrong_old"],
+    "aide": words["devices.wrong_aide"],
     "said": words["devices.wrong_said"],
+    "expired": words["devices.expired"],
     "hot": words["devices.wrong_hot"],
     "disk": words["devices.wrong_disk"],
     "memory": words["devices.wrong_memory"],
     "dropped": words["devices.wrong_dropped"],
+}
+AIDES = {
+    "live": words["devices.aide_live"],
+    "second": words["devices.aide_second"],
+    "sync": words["devices.aide_sync"],
 }
 STATES = {
     "live": f"{GOOD} {words['devices.camera_live']}",
@@ -79,14 +87,22 @@ def long(seconds: float | None) -> str:
 def complaint(one: Wrong) -> str:
     numbers = {"old": long(one.number), "hot": some(one.number), "dropped": some(one.number)}
     shown = numbers.get(one.what, some(100 * one.number))
-    return WRONG[one.what].format(name=one.name, why=one.why, number=shown).strip().removesuffix(":")
+    name = AIDES.get(one.name, one.name) if one.what == "aide" else one.name
+    return WRONG[one.what].format(name=name, why=one.why, number=shown).strip().removesuffix(":")
 
 
 def release_of(name: str) -> str:
     return fleet.named(field.folder, name)
 
 
+def model_of(one: Condition, name: str) -> str:
+    """As the device itself calls it, where it is the one that it was given to serve."""
+    return one.release if one.release and name == one.wanted else release_of(name)
+
+
 def phase_of(phase: str, release: str, why: str = "") -> str:
+    if phase == "COMMITTED" and BACK in why:
+        return words["devices.phase_back"].format(name=release_of(release))
     return PHASES[phase].format(name=release_of(release), why=why).removesuffix(": ")
 
 
@@ -114,7 +130,7 @@ def heard(one: Member) -> str:
     return f"{BAD if one.condition.wrong else GOOD} {words['devices.online']}"
 
 
-def answer(said: Said | None) -> str:
+def answer(one: Condition, said: Said | None) -> str:
     if said is None:
         return NONE
     known = fleet.spec(field.folder, said.model)
@@ -124,7 +140,7 @@ def answer(said: Said | None) -> str:
     if said.unknown:
         return words["devices.unknown"]
     if not known or said.top >= len(known.classes):
-        name = words["devices.class"].format(n=said.top, model=release_of(said.model))
+        name = words["devices.class"].format(n=said.top, model=model_of(one, said.model))
     else:
         name = known.classes[said.top]
         name = field.labels(said.model, words["code"]).get(name, name)
@@ -137,7 +153,6 @@ def answer(said: Said | None) -> str:
 def verdict(look: Look) -> None:
     wrong = [complaint(one) for one in look.condition.wrong]
     wrong += [words["devices.damaged"].format(why=look.status["damage"])] if "damage" in look.status else []
-    wrong += [words["devices.expired"].format(day=look.status["expires"])] if look.status.get("expired") else []
     if wrong:
         st.warning("  \n".join(map(literal, wrong)), icon=":material/warning:")
     else:
@@ -163,9 +178,11 @@ def facts(look: Look) -> None:
         words["devices.camera"].format(name=eye.name): eye_of(eye, look.faults.get(eye.name, "")) for eye in one.eyes
     }
     rows = {"rows": some(one.rows), "waiting": some(one.waiting)}
+    signed = ", ".join(status.get("signed", ())) or words["devices.signed_by_none"]
     told = {
         words["devices.serves"]: look.model or words["devices.no_release"],
         words["devices.runs_by"]: ", ".join(filter(None, runs)),
+        words["devices.signed"]: signed if "signed" in status and not look.bare else "",
         **eyes,
         words["devices.records"]: NONE if one.rows is None else words["devices.records_are"].format(**rows),
         words["devices.board"]: f"{status['kind']}, agrikd {status['agrikd']}",
@@ -223,7 +240,7 @@ def releases(look: Look) -> None:
         if phase == "ROLLED_BACK":
             st.warning(literal(phase_of(phase, release, reason)), icon=":material/undo:")
         elif phase in PHASES:
-            st.text(f"{GOOD} {phase_of(phase, release)}")
+            st.text(f"{GOOD} {phase_of(phase, release, reason)}")
         if not look.way_back:
             st.caption(words["devices.no_way_back"])
             return
@@ -243,16 +260,18 @@ def here() -> None:
 # The log
 
 
-def happened(what: str, release: str, more: str) -> tuple[str, str]:
+def happened(when: str, what: str, release: str, more: str) -> tuple[str, str, str]:
     """A line of the device's log; in words where it is of an installation."""
-    return phase_of(what, release) if what in PHASES else f"{what} {release_of(release)}".strip(), more
+    if what not in PHASES:
+        return when, f"{what} {release_of(release)}".strip(), more
+    return when, phase_of(what, release, more if what == "COMMITTED" else ""), more
 
 
 def logs() -> None:
     word = st.text_input(words["devices.filter"], max_chars=100, icon=":material/search:")
-    last = [words["devices.what"], words["devices.more"]]
-    listing(words["devices.events"], lambda: fleet.events(field.folder), word, [words["devices.when"], *last])
-    listing(words["devices.log"], lambda: [happened(*one) for one in fleet.log(field.folder)], word, last)
+    columns = [words["devices.when"], words["devices.what"], words["devices.more"]]
+    listing(words["devices.events"], lambda: fleet.events(field.folder), word, columns)
+    listing(words["devices.log"], lambda: [happened(*one) for one in fleet.log(field.folder)], word, columns)
     st.download_button(
         words["devices.support"],
         lambda: fleet.support_file(field.folder),
@@ -288,7 +307,7 @@ def row(one: Member) -> dict[str, object]:
     return {
         words["devices.device"]: one.device,
         words["devices.state"]: heard(one),
-        words["devices.model"]: release_of(own.serving) if own.serving else NONE,
+        words["devices.model"]: model_of(own, own.serving) if own.serving else NONE,
         words["devices.fps"]: own.fps,
         words["devices.cameras"]: f"{live}/{len(own.eyes)}" if own.eyes else NONE,
         words["devices.celsius_short"]: own.celsius,
@@ -315,6 +334,8 @@ def devices(hub: Hub) -> None:
 
 def member(hub: Hub, one: Member) -> None:
     st.text(heard(one))
+    if one.condition.serving:
+        st.text(f"{words['devices.model']}: {model_of(one.condition, one.condition.serving)}")
     for wrong in one.condition.wrong:
         st.text(f"{BAD} {complaint(wrong)}")
     if one.older:
@@ -323,7 +344,7 @@ def member(hub: Hub, one: Member) -> None:
     if not one.recorded:
         st.caption(words["devices.unrecorded"])
     elif sights := hub.sights(one):
-        st.dataframe(pd.DataFrame(map(sight_row, sights)), hide_index=True)
+        st.dataframe(pd.DataFrame([sight_row(one.condition, sight) for sight in sights]), hide_index=True)
         pictures(hub, one, [sight for sight in sights if sight.pictured])
     else:
         st.caption(words["devices.no_frames"])
@@ -353,12 +374,12 @@ def line(times: list[float], values: list[float | None]) -> alt.Chart:
     return chart.encode(x=across, y=up).properties(height=150)
 
 
-def sight_row(one: Sight) -> dict[str, object]:
+def sight_row(of: Condition, one: Sight) -> dict[str, object]:
     return {
         words["devices.when"]: one.when,
         words["devices.camera_column"]: one.camera,
-        words["devices.said"]: answer(one.student),
-        words["devices.teacher"]: answer(one.teacher),
+        words["devices.said"]: answer(of, one.student),
+        words["devices.teacher"]: answer(of, one.teacher),
         words["devices.judged"]: one.label or NONE,
         words["devices.picture"]: picture_of(one.quality) or NONE,
     }
@@ -366,7 +387,7 @@ def sight_row(one: Sight) -> dict[str, object]:
 
 def pictures(hub: Hub, one: Member, sights: list[Sight]) -> None:
     held = st.session_state.get("devices_picture")
-    texts = {sight.frame: f"{sight.when}  {answer(sight.student)}" for sight in sights}
+    texts = {sight.frame: f"{sight.when}  {answer(one.condition, sight.student)}" for sight in sights}
     if held and held[0] == one.series:
         texts = {held[1]: held[2], **texts}  # what somebody looks at does not go when newer ones come
     if not texts:

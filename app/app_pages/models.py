@@ -95,15 +95,17 @@ def overview(found: list[Summary]) -> None:
     def best(one: Summary, name: str) -> float | None:
         return one.judged[0].figures[name].value if one.judged and name in one.judged[0].figures else None
 
-    table: dict[str, list[object]] = {
+    def state(one: Summary) -> str:
+        reached = "" if one.state == "finished" else f" {steps(one)}"
+        return f"{MARKS[one.state]} {STATES[one.state]}{reached}"
+
+    table: dict[str, list[object]] = {  # the columns that a window of 1280 pixels holds; the rest stands in the facts
         words["models.run"]: [where(one) for one in found],
-        words["models.state"]: [f"{MARKS[one.state]} {STATES[one.state]}" for one in found],
+        words["models.state"]: [state(one) for one in found],
         words["models.accuracy_short"]: [best(one, "accuracy") for one in found],
         "macro-F1": [best(one, "macro_f1") for one in found],
         "MAE": [best(one, "mae") for one in found],
         words["models.judged_on"]: [split(one.judged[0].split) if one.judged else "–" for one in found],
-        words["models.steps"]: [steps(one) for one in found],
-        words["models.net"]: [shown(runs.net(one.run.recipe.student), 60) for one in found],
         words["models.method"]: [shown(one.method, 60) for one in found],
         words["models.teacher"]: [shown(one.teacher, 60) or "–" for one in found],
         words["models.calibration"]: [words["models.yes"] if one.calibration else words["models.no"] for one in found],

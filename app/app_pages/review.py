@@ -37,9 +37,9 @@ def named(name: str, labels: dict[str, str]) -> str:
 
 
 def refill() -> None:
-    """The queue, without what somebody else has judged meanwhile."""
+    """The queue, without what somebody else has judged meanwhile; what was opened by its number stays."""
     with field.records() as db:
-        while state.get("review_queue") and not review.waits(db, state.review_queue[0]):
+        while state.get("review_queue") and not (opened() or review.waits(db, state.review_queue[0])):
             state.review_queue = state.review_queue[1:]
         if not state.get("review_queue"):
             state.review_queue = review.queue(db, state.review_kinds or list(kinds), skipped=state.review_skipped)
@@ -55,9 +55,27 @@ def question() -> str:
     return f"{state.review_turn}-{frame}"
 
 
-def ask_next(queue: list[Kept]) -> None:
-    state.review_queue = queue
+def ask_next(queue: list[Kept], opened: int | None = None) -> None:
+    """opened: the frame whose number somebody gave, so that it is asked about though it is judged."""
+    state.review_queue, state.review_opened = queue, opened
     state.review_turn += 1
+
+
+def opened() -> bool:
+    """Whether what is asked now was opened by its number."""
+    return bool(state.review_queue) and state.review_queue[0].frame == state.review_opened
+
+
+def open_frame() -> None:
+    frame, state.review_frame = state.review_frame, None
+    if frame is None:
+        return
+    with field.records() as db:
+        one = kept.of_frame(db, frame)
+    if one is None:
+        state.review_absent = frame
+    else:
+        ask_next([one, *(other for other in state.get("review_queue", []) if other.frame != frame)], frame)
 
 
 def say(label: Label) -> bool:
@@ -151,8 +169,6 @@ def buttons(one: Kept, labels: dict[str, str]) -> None:
     left.button(words["review.skip"], key, shortcut="s", width="stretch", type="tertiary", on_click=skip, args=args)
     with right:
         undo_button()
-    if not visitor.name:
-        st.text_input(words["review.who"], key="review_who", max_chars=100)
     st.text_input(words["review.note"], key="review_note", max_chars=2000)
 
 
@@ -172,9 +188,12 @@ def show(one: Kept) -> None:
         except OSError:
             st.warning(words["review.gone"])
         when = datetime.fromisoformat(one.local).strftime("%Y-%m-%d %H:%M:%S")
-        st.text(" · ".join(text for text in (when, one.camera, one.field, one.plot) if text))
+        place = (when, one.camera, one.field, one.plot, words["review.number"].format(frame=one.frame))
+        st.text(" · ".join(text for text in place if text))
     with side:
         st.text(words["review.blind"] if one.drawn else kinds.get(review.kind_of(one) or "", ""))
+        if one.label and opened():
+            st.text(words["review.before"].format(label=named(one.label.label, labels)))
         for who, answer in said(one).items():
             share = "" if answer.probability is None else f", {answer.probability:.0%}"
             st.text(f"{who}: {named(answer.said, labels)}{share}")
@@ -203,7 +222,7 @@ def prepare() -> None:
             return
         try:
             out = Path(folder) / "photos"
-            made = review.export(db, field.folder / RECORDS, out)
+            made = review.export(db, field.folder / RECORDS, out, called=Path("photos"))
             packed = BytesIO()
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
                 for path in sorted(path for path in out.rglob("*") if path.is_file()):
@@ -228,11 +247,15 @@ def export() -> None:
             prepare()
 
 
-st.title(words["review.title"])
+title, own_name = st.columns([3, 2], vertical_alignment="bottom")
+title.title(words["review.title"])
+if visitor.reviews and not visitor.name:
+    own_name.text_input(words["review.who"], key="review_who", max_chars=100)
 state.setdefault("review_skipped", set())
 state.setdefault("review_done", [])
 state.setdefault("review_keys", {})
 state.setdefault("review_turn", 0)
+state.setdefault("review_opened", None)
 st.pills(
     words["review.kinds"],
     list(kinds),
@@ -246,6 +269,8 @@ try:
     with st.container():  # what stands below keeps its place, and an open expander stays open
         if failed := state.pop("review_failed", ""):
             st.error(words["review.refused"].format(why=literal(failed)))
+        if (absent := state.pop("review_absent", None)) is not None:
+            st.warning(words["review.absent"].format(frame=absent))
         st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
         if state.review_queue:
             show(state.review_queue[0])
@@ -253,6 +278,10 @@ try:
             st.info(words["review.empty"])
             if state.review_done and visitor.reviews:
                 undo_button()
+    if visitor.reviews:
+        with st.expander(words["review.again"]):
+            args = {"min_value": 0, "value": None, "key": "review_frame", "on_change": open_frame}
+            st.number_input(words["review.frame"], step=1, placeholder="…", **args)
     with st.expander(words["review.export"]):
         export()
 except AgriKDError as error:

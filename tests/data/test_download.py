@@ -37,8 +37,9 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 def photos(seed: int = 0, count: int = 6, size: int = 40_000) -> dict[str, bytes]:
+    """They begin as BMP files do, which is all that `init` looks at."""
     rng = random.Random(seed)
-    return {f"leaves/{('rust', 'healthy')[n % 2]}/{n}.jpg": rng.randbytes(size) for n in range(count)}
+    return {f"leaves/{('rust', 'healthy')[n % 2]}/{n}.jpg": b"BM" + rng.randbytes(size - 2) for n in range(count)}
 
 
 def zipped(files: dict[str, bytes], compress: int = zipfile.ZIP_STORED) -> bytes:

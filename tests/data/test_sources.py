@@ -262,7 +262,16 @@ class TestProblems:
 
     def test_a_class_too_small_to_split(self, tmp_path):
         (found,) = problems_of(fill(tmp_path, {"a": 5, "b": 1}))
-        assert "class 'b': has 1 labelled rows: too few for train, test" in found
+        assert "class 'b': has 1 labelled row: too few for train, test" in found
+
+    def test_broken_photos_and_a_small_class_at_once(self, tmp_path):
+        fill(tmp_path, {"a": 5, "b": 1})
+        whole = picture(tmp_path / "a" / "cut.jpg").read_bytes()
+        (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / "a" / "noise.jpg").write_bytes(b"no picture at all")
+        found = "\n".join(problems_of(tmp_path))
+        assert "cut.jpg: is cut short" in found and "noise.jpg: cannot be decoded as a picture" in found
+        assert "class 'b': has 1 labelled row: too few" in found
 
     def test_photos_beside_class_folders(self, tmp_path):
         fill(tmp_path, {"a": 5, "b": 5})

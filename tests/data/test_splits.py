@@ -75,7 +75,7 @@ class TestStratified:
             stratified(made(rows_of({"a": 2, "b": 10, "c": 1})), SHARES, 0)
         assert len(caught.value.problems) == 2
         assert "class 'a': has 2 labelled rows: too few for train, val, test" in str(caught.value)
-        assert "class 'c': has 1 labelled rows" in str(caught.value)
+        assert "class 'c': has 1 labelled row:" in str(caught.value)
         assert "label more photos" in str(caught.value)
 
     def test_a_class_in_too_few_groups_is_named(self):

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,6 +20,7 @@ from field_kit import Field, film
 from live_kit import number_in, parsed
 
 from agrikd import records
+from agrikd.condition import Condition
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,8 @@ def test_a_new_release_costs_no_frame_and_every_record_names_its_model(field: Fi
     before = rows(field, "SELECT MAX(id) AS id FROM frames")[0]["id"]
     done = field.device.run("install", str(packed(2, held=contents(WEIGHTS + 1))))
     assert done.returncode == 0, done.stderr
-    field.wait(lambda said: said["serving"].startswith("2-"))
+    said = field.wait(lambda said: said["serving"].startswith("2-"))
+    assert said["release"] == {"name": "leaf", "version": "2026.2", "expired": ""}
     end = rows(field, "SELECT MAX(id) AS id FROM frames")[0]["id"] + 30
     field.wait(lambda said: said["cameras"]["row-7"]["frame"] > end)
     field.device.stop()
@@ -104,6 +107,18 @@ def test_what_dies_beside_it_comes_back_and_nothing_recorded_is_lost(field: Fiel
     assert ids == list(range(1, len(ids) + 1))
     kept = rows(field, f"SELECT file FROM pictures WHERE frame = {frame}")
     assert (field.records / kept[0]["file"]).is_file()
+
+
+def test_a_live_view_whose_port_is_taken_is_known(device: Device, moving: Path) -> None:
+    field = Field(device, str(moving))
+    with socket.create_server(("127.0.0.1", field.port)):
+        device.start()
+        said = field.wait(lambda said: said["aides"]["live"]["failures"] >= 2)
+        device.stop()
+    (found,) = Condition.of({"agent": said}).aides
+    assert found[0] == "live" and f"port {field.port} of 127.0.0.1: is taken" in found[1]
+    (event,) = rows(field, "SELECT key, value FROM events WHERE key = 'live'")
+    assert event["value"] == found[1]
 
 
 def child_of(field: Field, module: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from agrikd import web
+from agrikd.device.aide import Aide
 from agrikd.device.live import MOST_AHEAD, Relay, app
 
 SIGNED = {"Authorization": f"Bearer {TOKEN}"}
@@ -195,6 +197,29 @@ def test_without_an_agent_it_says_so_and_goes_on_when_there_is_one_again(tmp_pat
                     link.send("next")
     finally:
         live.stop()
+
+
+def test_a_port_that_is_taken_is_told_with_the_way_out(live: Live, folder: Path) -> None:
+    told: list[str] = []
+    options = {"port": live.port, "host": "127.0.0.1", "cameras": ["row-7"], "token_file": str(folder / "live.token")}
+    aide = Aide("agrikd.device.live", {**options, "socket": "", "records": "", "origins": []}, told.append)
+    end = time.monotonic() + 60
+    while not aide.failures:
+        aide.keep()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    said = aide.health()
+    assert told == [said["why"]] and said["failures"] == 1
+    assert f"ended with code 2: error: port {live.port} of 127.0.0.1: is taken" in said["why"]
+    assert "as in live: {port: 8601}" in said["why"]
+
+
+def test_a_terminal_does_not_interrupt_an_aide() -> None:
+    aide = Aide("agrikd.device.second", {}, [].append)
+    aide.keep()
+    pid = aide.health()["pid"]
+    assert pid and os.getpgid(pid) == pid
+    aide.stop()
 
 
 def test_it_ends_in_three_seconds_though_people_look(folder: Path, agent: StandIn) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from agrikd.cli import app
 from agrikd.device import settings
 from agrikd.device.store import SETTINGS, Store
 from agrikd.errors import InputError
@@ -51,6 +53,13 @@ def test_a_command_that_names_no_camera_or_a_password(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a password") as refused:
         settings.chosen(tmp_path / SETTINGS, "rtsp://u:s3cret@10.0.0.9/x", None)
     assert "s3cret" not in str(refused.value)
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "field"
+    for words in ([], ["--source", "demo", str(tmp_path / "gone.onnx")]):
+        done = CliRunner().invoke(app, ["agent", *words, "--folder", str(folder)])
+        assert done.exit_code == 2 and "→" in done.stderr and not folder.exists(), done.stderr
 
 
 MISTAKES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -15,11 +16,13 @@ import pytest
 from device_kit import QUICK, WEIGHTS, Device, Pack, contents
 from fakes.installing import given, install
 from needs import absent
+from typer.testing import CliRunner
 
 from agrikd import dsse, trust
 from agrikd.bundle import Bundle
-from agrikd.device import installer
+from agrikd.device import installer, support
 from agrikd.device import store as stores
+from agrikd.device.__main__ import app as commands
 from agrikd.device.child import Child, Model
 from agrikd.device.question import ask
 from agrikd.device.store import Store
@@ -321,6 +324,41 @@ def test_who_holds_no_key_does_not_hold_the_lock(device: Device) -> None:
     for stream in (going.stdin, going.stdout):
         stream.close()
     assert threading.active_count() < 50
+
+
+def test_looking_makes_nothing(tmp_path: Path) -> None:
+    """A word for help, a mistyped folder, and what is refused."""
+    own, refused = tmp_path / "mistyped", {}
+    for words in (["run", "--help"], ["status", "--help"], ["status"], ["gc"], ["rollback"], ["trust", "gone.dsse"]):
+        refused[" ".join(words)] = CliRunner().invoke(commands, ["--store", str(own), *words])
+        assert not own.exists(), words
+    assert [one.exit_code for one in refused.values()] == [0, 0, 2, 2, 2, 2]
+    for name in ("status", "gc", "rollback"):
+        assert "is no folder of a device" in refused[name].stderr, name
+        assert f"--store {own} trust root-1.dsse" in refused[name].stderr, name
+
+
+def test_the_status_of_a_blank_device_is_a_sentence(tmp_path: Path) -> None:
+    said = support.status(Store(tmp_path / "blank"))
+    assert support.summary(said).endswith(": no release serves; trusts nobody")
+    shown = dict(support.lines(said))
+    assert shown["agent"] == "does not answer" and "IDLE" not in shown.values()
+    with pytest.raises(InputError, match=f"--store {tmp_path}/blank trust root-1.dsse"):
+        _ = Store(tmp_path / "blank").root
+
+
+def test_the_status_is_for_people_and_names_who_signed(device: Device, packed: Pack, quick: Any) -> None:
+    release = quick(packed(1))
+    (signer,) = device.store.root.keys
+    said = support.status(device.store)
+    assert said["signed"] == said["trusts"] == [signer] and support.summary(said).endswith(": leaf 2026.1 serves")
+    shown = dict(
+        support.lines({**said, "p50_ms": 16.722097003366798, "size_bytes": 4_200_000, "agent": {"fps": 0.123456}})
+    )
+    assert (shown["p50"], shown["size"], shown["agent fps"]) == ("16.7 ms", "4.2 MB", "0.123")
+    assert shown["current"] == release and shown["signed"] == signer and not any("_" in name for name in shown)
+    shutil.rmtree(device.store.folder / "trust")
+    assert dict(support.lines(support.status(device.store)))["signed"] == "by no key that counts now"
 
 
 def test_status_says_what_is_damaged(device: Device, packed: Pack, quick: Any) -> None:

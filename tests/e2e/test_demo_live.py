@@ -17,7 +17,8 @@ from websockets.sync.client import connect
 
 def test_agent_teacher_and_app_begin_and_end_together(taught: Path, tmp_path: Path) -> None:
     shutil.copytree(taught, tmp_path / "runs" / "teacher")
-    (tmp_path / "student.onnx").write_bytes(net())
+    (tmp_path / "runs" / "distilled").mkdir()
+    (tmp_path / "runs" / "distilled" / "model.onnx").write_bytes(net())
     port = free_port()
     code = "from agrikd.demo_live import *; serve_demo(Path(sys.argv[1]), int(sys.argv[2]))"
     process = subprocess.Popen(

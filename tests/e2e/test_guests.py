@@ -101,6 +101,18 @@ def came_in(page: Page, port: int, name: str) -> None:
     page.get_by_text("Signed in as").wait_for()
 
 
+def test_who_asked_for_a_page_comes_to_it(port: int) -> None:
+    with sync_playwright() as started, chromium(started) as browser:
+        page = browser.new_context(locale="en").new_page()
+        page.set_default_timeout(30_000)
+        page.goto(f"http://{ELSEWHERE}:{port}/review")
+        page.get_by_label("Name").fill(VIEWER)
+        page.get_by_label("Password").fill(PASSWORD)
+        page.get_by_role("button", name="Come in").click()
+        page.get_by_text("next season").wait_for()
+        assert page.url.endswith("/review")
+
+
 @pytest.mark.parametrize("name", [VIEWER, REVIEWER])
 def test_a_viewer_looks_and_a_reviewer_judges(port: int, name: str) -> None:
     dialogs: list[str] = []
