@@ -334,7 +334,8 @@ def _require_all(units: Sequence[_Unit], dealt: Sequence[str], splits: Sequence[
         if name == NOT_A_PLANT or not lacking:
             continue
         apart = f" in {groups[name]} groups that stay together" if groups[name] < rows else ""
-        wrong = f"has {rows} labelled row{'s' * (rows != 1)}{apart}: too few for {', '.join(splits)} (none left for {', '.join(lacking)})"
+        few = f"too few for {', '.join(splits)} (none left for {', '.join(lacking)})"
+        wrong = f"has {rows} labelled row{'s' * (rows != 1)}{apart}: {few}"
         mend = "label more photos of it, ask for fewer splits, or leave the class out"
         mend += "; another seed may deal the groups better" if apart and groups[name] >= len(splits) else ""
         problems.append(Problem(f"class {name!r}", wrong, mend))

@@ -81,7 +81,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "name two or more" in refused(first, out=tmp_path / "both.csv")
     assert "does not end with .csv" in refused(first, second, out=tmp_path / "both")
     (tmp_path / "both.yaml").touch()
-    with pytest.raises(InputError, match="both[.]yaml: is there already"):
+    with pytest.raises(InputError, match=r"both[.]yaml: is there already"):
         join([first, second], tmp_path / "both.csv")
 
 
