@@ -88,6 +88,8 @@ class _Talk:
     delivered: bool = False
     words: deque[str] = field(default_factory=lambda: deque(maxlen=3))
     progress_at: float = field(default_factory=time.monotonic)
+    on_the_way_s: float = 0.0
+    """What was sent and not acknowledged may take so long to arrive: asked sooner, the device wants it again."""
 
     def run(self) -> Outcome:
         """Until the device has said how it ended, or nothing has moved for `patience_s`."""
@@ -105,7 +107,7 @@ class _Talk:
             self.outcome.cuts += 1
             if self.progress_at > begun:
                 pauses = iter(_PAUSES_S)
-            pause = next(pauses, _PAUSES_S[-1])
+            pause = max(next(pauses, _PAUSES_S[-1]), min(self.on_the_way_s, _PAUSES_S[-1]))
             self.report(self.outcome.host, f"{self.outcome.reason}; again in {pause:g} s", None)
             time.sleep(min(pause, self.options.patience_s))
         return self.outcome
@@ -186,6 +188,8 @@ class _Talk:
             ):
                 acknowledged()
             waiting.append(len(data))
+            if arrived:
+                self.on_the_way_s = sum(waiting) * (time.monotonic() - begun) / arrived
             wire.send(file.to_bytes(4, "big") + number.to_bytes(4, "big") + data)
             self.outcome.sent_bytes += len(data)
         while waiting:

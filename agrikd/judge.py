@@ -71,11 +71,11 @@ def judge(
     """
     if twice := [path for number, path in enumerate(models) if path in models[:number]]:
         raise InputError(Problem(str(twice[0]), "is given twice", "name each model once"))
+    paths = [*models] if teacher is None or teacher in models else [teacher, *models]
+    predictors = {_label(path, paths): open_predictor(path) for path in paths}
     manifest_of = [Run.open(path) for path in models if path.is_dir()]
     if out is None and not manifest_of:
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
-    paths = [*models] if teacher is None or teacher in models else [teacher, *models]
-    predictors = {_label(path, paths): open_predictor(path) for path in paths}
     manifest = _manifest(manifest_of, data)
     if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors.values()}) > 1:
         mend = "judge them apart"

@@ -161,12 +161,13 @@ def test_after_a_link_that_carried_something_the_wait_is_short_again(
     def once(talk: Any) -> None:
         if (carries := next(links, None)) is not None:
             talk.progress_at = time.monotonic() if carries else talk.progress_at
+            talk.on_the_way_s = 0.0 if len(waited) < 5 else 4.0
             raise WireError("it broke")
 
     monkeypatch.setattr(flash._Talk, "_once", once)
     monkeypatch.setattr(flash.time, "sleep", waited.append)
     done = flash.flash("field-1", tmp_path / "x.akb", Options(), lambda *_: None)
-    assert waited == [1, 2, 5, 1, 2, 1, 1] and done.cuts == 7
+    assert waited == [1, 2, 5, 1, 2, 4, 4] and done.cuts == 7
 
 
 def test_a_link_that_breaks_while_the_device_speaks(farm: Farm, packed: Pack) -> None:
@@ -313,7 +314,7 @@ def test_the_verb(farm: Farm, packed: Pack, tmp_path: Path, monkeypatch: pytest.
     old = packed(2, held={**contents(), "ballast.bin": os.urandom(1_000_000)}, expires="2020-01-01")
     done = CliRunner().invoke(app, ["flash", "a", str(old), "--dry-run"], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and "MB to send" in done.stdout and "1.00" in done.stdout
-    assert "expired since 2020-01-01" in done.stdout
+    assert "expired since" in done.stdout and "2020-01-01" in done.stdout
     done = CliRunner().invoke(app, ["flash", "a", "-F", "a", str(tmp_path / "gone.akb")])
     assert done.exit_code == 2 and "cannot be read" in done.stderr
 

@@ -141,7 +141,7 @@ def test_two_processes_train_as_one(
     said, quiet = first.communicate(), second.communicate()
     assert (first.returncode, second.returncode) == (0, 0), said[1] + quiet[1]
     assert quiet == ("", "")
-    assert json.loads(said[0])["step"] == STEPS and "The gate refuses" in said[1] and "next: agrikd calib" in said[1]
+    assert json.loads(said[0])["step"] == STEPS and "the gate refuses" in said[1] and "next: agrikd calib" in said[1]
     run = Run.open(tmp_path / "run")
     apart = require_close(run, alone)
     ours, theirs = load_file(run.weights), load_file(alone.weights)

@@ -1,8 +1,7 @@
 """From what people have (folders of photos, a table of labels) to a Manifest, with every assumption said aloud.
 
-A photo is known by its suffix and the sha256 of its bytes; nothing is decoded here, but a cut file is seen. All that is
-wrong comes in one `InputError`; what is merely odd (other files, copies, a split that had to be drawn) is said in a
-sentence.
+A photo is known by its suffix and the sha256 of its bytes; it is not decoded, but a cut file is seen. All that is wrong
+comes in one `InputError`; what is merely odd (other files, copies, a split that had to be drawn) in a sentence.
 """
 
 from __future__ import annotations
