@@ -28,7 +28,7 @@ OTHER_LEAVES = SyntheticConfig(
 
 _PRETRAINED = {"timm": "tf_efficientnet_lite0", "weights": "package", "input_size": 112}
 _SCRATCH = {"timm": "mobilenetv3_large_100", "input_size": 112}
-_TEACH = {"stages": ["probe", "all"], "steps": 200, "lr": 5e-4, "probe_views": 2}
+_TEACH = {"stages": ["probe", "all"], "steps": 200, "lr": 1e-3, "probe_views": 2}
 _SCRATCH_TEACH = {"stages": ["all"], "steps": 900, "lr": 5e-3}
 
 
