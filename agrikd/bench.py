@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from agrikd.predict._base import Predictor
 from agrikd.predict.ort import OrtPredictor, as_input
 from agrikd.types import Image
 
-_WARM_UP = 10
-FRAME = (720, 1280)
-"""Of a usual camera: (height, width)."""
+_TURN = 10
+"""Frames in a row, as a camera gives them to one model; the first finds the caches as another left them."""
+FRAME = (480, 640)
+"""Of a usual field camera: (height, width), pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,26 @@ class Latency:
         return asdict(self)
 
 
-def bench(paths: Sequence[Path], threads: Sequence[int], frames: int = 200) -> list[Latency]:
-    """Every model at every number of threads, a frame each in turn, so that what else the machine does hits all alike.
+def bench(
+    paths: Sequence[Path], threads: Sequence[int], frames: int = 200, frame: tuple[int, int] = FRAME
+) -> list[Latency]:
+    """Every model at every number of threads, ten frames a turn, so that what else the machine does hits all alike.
 
-    The frames are noise of `FRAME`: what is on them does not change the time.
+    `frames` are brought to whole turns; the first turn does not count, and who comes next is drawn by lot. The frames
+    are noise of `frame` (height, width): what is on them does not change the time. OpenCV has one thread, as in a
+    device's agent.
     """
     rng = np.random.default_rng(0)
-    shown = [rng.integers(0, 256, (*FRAME, 3)).astype(np.uint8) for _ in range(4)]
+    shown = [rng.integers(0, 256, (*frame, 3)).astype(np.uint8) for _ in range(4)]
     ways = [_Way(path, count) for path in paths for count in threads]
-    with console.job("bench", frames + _WARM_UP) as advance:
-        for number in range(frames + _WARM_UP):
-            for way in ways:
-                way.take(shown[number % len(shown)], keep=number >= _WARM_UP)
-            advance(number + 1)
+    works = [(way, name) for way in ways for name in way.works]
+    turns = 1 + -(-frames // _TURN)
+    with _one_opencv_thread(), console.job("bench", turns) as advance:
+        for turn in range(turns):
+            for one in rng.permutation(len(works)):
+                way, name = works[one]
+                way.take(name, [shown[number % len(shown)] for number in range(_TURN)], keep=turn > 0)
+            advance(turn + 1)
     return [way.latency() for way in ways]
 
 
@@ -67,30 +77,42 @@ class _Way:
     def __init__(self, path: Path, threads: int) -> None:
         self.path, self.threads = path, threads
         self.predictor: Predictor = open_predictor(path, threads)
-        self.rival = _openvino(path, threads)
-        self.whole: list[float] = []
-        self.alone: list[float] = []
-        self.rivals: list[float] = []
-
-    def take(self, frame: Image, keep: bool) -> None:
-        set_threads = _torch_threads() if self.predictor.backend == "torch" else lambda count: None
-        set_threads(self.threads)
-        cv2 = opencv()
-        whole = _milliseconds(lambda: self.predictor([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)]))
         ready = as_input(np.zeros((*self.predictor.spec.input_size, 3), np.uint8), self.predictor.spec)
-        run, rival = self.predictor.run if isinstance(self.predictor, OrtPredictor) else None, self.rival
-        alone = _milliseconds(lambda: run(ready)) if run else None
-        beside = _milliseconds(lambda: rival(ready)) if rival else None
-        if keep:
-            self.whole.append(whole)
-            self.alone += [] if alone is None else [alone]
-            self.rivals += [] if beside is None else [beside]
+        self.works: dict[str, Callable[[Image], object]] = {"whole": self._whole}
+        if isinstance(self.predictor, OrtPredictor):
+            run = self.predictor.run
+            self.works["bare"] = lambda _: run(ready)
+        if rival := _openvino(path, threads):
+            self.works["openvino"] = lambda _: rival(ready)
+        self.took: dict[str, list[float]] = {name: [] for name in self.works}
+
+    def take(self, name: str, frames: Sequence[Image], keep: bool) -> None:
+        if self.predictor.backend == "torch":
+            _set_torch_threads(self.threads)
+        took = [_milliseconds(partial(self.works[name], frame)) for frame in frames]
+        self.took[name] += took if keep else []
 
     def latency(self) -> Latency:
-        p50, p90, p99 = np.percentile(self.whole, (50, 90, 99)).tolist()
+        p50, p90, p99 = np.percentile(self.took["whole"], (50, 90, 99)).tolist()
         name = f"{self.path.parent.name}/{self.path.name}" if self.path.suffix == ".onnx" else self.path.name
-        medians = (float(np.median(found)) if found else None for found in (self.alone, self.rivals))
-        return Latency(name, self.predictor.backend, self.threads, len(self.whole), p50, p90, p99, *medians)
+        medians = (float(np.median(self.took[one])) if one in self.took else None for one in ("bare", "openvino"))
+        count = len(self.took["whole"])
+        return Latency(name, self.predictor.backend, self.threads, count, p50, p90, p99, *medians)
+
+    def _whole(self, frame: Image) -> object:
+        cv2 = opencv()
+        return self.predictor([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)])
+
+
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    cv2 = opencv()
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _openvino(path: Path, threads: int) -> Callable[[Any], object] | None:
@@ -106,10 +128,10 @@ def _openvino(path: Path, threads: int) -> Callable[[Any], object] | None:
     return lambda picture: request.infer([picture])
 
 
-def _torch_threads() -> Callable[[int], object]:
+def _set_torch_threads(count: int) -> None:
     import torch
 
-    return torch.set_num_threads
+    torch.set_num_threads(count)
 
 
 def _milliseconds(work: Callable[[], object]) -> float:

@@ -45,4 +45,11 @@ def test_the_warm_up_does_not_count(model: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bench, "_openvino", lambda *_: None)
     monkeypatch.setattr(bench, "_milliseconds", lambda work: (work(), float(next(took)))[1])
     (found,) = bench.bench([model], [1], frames=10)
-    assert found.p50 == 2 * (bench._WARM_UP + 4.5) and found.bare == 2 * (bench._WARM_UP + 4.5) + 1
+    first_turn = 2 * bench._TURN
+    assert found.bare is not None and found.frames == bench._TURN
+    assert {found.p50, found.bare} == {first_turn + 4.5, first_turn + bench._TURN + 4.5}
+
+
+def test_a_camera_of_another_size(model: Path) -> None:
+    (found,) = bench.bench([model], [1], frames=10, frame=(36, 64))
+    assert found.frames == 10

@@ -312,15 +312,15 @@ class TestFit:
             assert (found == colour).all()
 
     @QUICK
-    @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.integers(0))
-    def test_shrinking_by_whole_numbers_averages(self, down: int, across: int, height: int, width: int, seed: int):
+    @given(*[st.sampled_from((1, 2, 4, 8))] * 2, st.integers(1, 12), st.integers(1, 12), st.integers(0))
+    def test_shrinking_by_powers_of_two_averages(self, down: int, across: int, height: int, width: int, seed: int):
         pixels = np.random.default_rng(seed).integers(0, 256, (height * down, width * across, 3), dtype=np.uint8)
         mean = pixels.reshape(height, down, width, across, 3).mean((1, 3))
-        assert np.abs(image.fit(pixels, (height, width)) - mean).max() <= 0.5001
+        assert np.abs(image.fit(pixels, (height, width)) - mean).max() <= 1.5001, "three steps, each to the nearest"
 
     @pytest.mark.parametrize("size", [(37, 53), (20, 31), (59, 11), (1, 1)])
     def test_shrinking_keeps_the_mean(self, size: tuple[int, int]) -> None:
-        assert image.fit(blurred(), size).mean() == pytest.approx(blurred().mean(), abs=0.5)
+        assert image.fit(blurred(), size).mean() == pytest.approx(blurred().mean(), abs=1)
 
     @pytest.mark.parametrize("size", [(224, 224), (60, 100), (300, 20)])
     def test_a_thin_line_never_falls_between_samples(self, size: tuple[int, int]) -> None:

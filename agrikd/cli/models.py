@@ -150,6 +150,7 @@ def bench(
     models: Annotated[list[Path], typer.Argument(help="Run folders or .onnx files.", show_default=False)],
     threads: Annotated[list[int] | None, typer.Option(min=1, help="Of the backend; may be given twice.")] = None,
     frames: Annotated[int, typer.Option(min=10, help="How many frames each answers.")] = 200,
+    frame: Annotated[tuple[int, int], typer.Option(help="The camera's width and height, pixels.")] = (640, 480),
     as_json: AsJson = False,
 ) -> None:
     """Time models on this machine, all the way from a camera's frame, beside the bare session.
@@ -158,7 +159,10 @@ def bench(
     """
     from agrikd import bench as benching
 
-    found = benching.bench(models, threads or [1], frames)
+    width, height = frame
+    if min(frame) < 1:
+        raise InputError(Problem("--frame", f"is {width} {height}", "two numbers of pixels, such as 1280 720"))
+    found = benching.bench(models, threads or [1], frames, (height, width))
     rows = [
         (
             one.model,
@@ -170,7 +174,8 @@ def bench(
         for one in found
     ]
     asked = ("model", "backend", "threads", "p50 ms", "p90", "p99", "session alone", "OpenVINO alone")
-    show(as_json, [one.to_json() for one in found], f"{frames} frames of 1280 × 720, one at a time", asked, rows)
+    title = f"{found[0].frames} frames of {width} × {height}, one at a time"
+    show(as_json, [one.to_json() for one in found], title, asked, rows)
 
 
 def device_report(

@@ -31,7 +31,7 @@ TINY = 48
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF", "webp": "WEBP"}
 _ORIENTATION, _TAKEN, _CAMERA, _EXIF_IFD, _BITS = 0x0112, 0x9003, 0x0110, 0x8769, 258
 _SAVE_EVERY_S = 2.0
-_VERSION = 2
+_VERSION = 3
 """Of what a look says; another version looks again."""
 
 

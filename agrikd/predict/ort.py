@@ -69,5 +69,5 @@ class OrtPredictor:
 
 def as_input(one: Image, spec: ModelSpec) -> NDArray[np.float32]:
     """A photo as an exported graph wants it: float32 [1, 3, H, W], RGB in [0, 1]."""
-    pixels = image.fit(one, spec.input_size, spec.fit).astype(np.float32) / np.float32(255)
-    return pixels.transpose(2, 0, 1)[None]
+    planes = np.ascontiguousarray(image.fit(one, spec.input_size, spec.fit).transpose(2, 0, 1)[None])
+    return np.divide(planes, np.float32(255), dtype=np.float32)
