@@ -289,7 +289,7 @@ def _shortcut(one: Shortcut) -> Finding:
 
 
 def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
-    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none where one class is left."""
+    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left."""
     known = [
         i
         for i, (row, photo) in enumerate(zip(manifest.rows, photos, strict=True))

@@ -34,8 +34,8 @@ _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _FINAL = ("Permission denied", "Host key verification failed", "not found", "No module named")
 """Words of ssh, or of the device's shell, that no waiting mends."""
 
-Report = Callable[[str, str, float | None], None]
-"""(host, what it is at, share of the payload that has arrived, where that is it)."""
+Report = Callable[[str, str, tuple[int, int] | None], None]
+"""(host, what it is at, and while it receives: bytes that have arrived, of how many that it lacked at first)."""
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,18 @@ class _Talk:
         """As much in flight as the link carries in `_AHEAD_S`, one chunk at the least: a cut costs no more."""
         needed, begun, arrived, waiting = self._needs(bundle, missing), time.monotonic(), 0, deque[int]()
 
+        def say() -> None:
+            in_all = self.outcome.needed_bytes
+            self.report(self.outcome.host, "sending", (in_all - needed + arrived, in_all))
+
         def acknowledged() -> None:
             nonlocal arrived
             self._hear(wire)
             arrived += waiting.popleft()
             self.progress_at = time.monotonic()
-            self.report(self.outcome.host, "sending", 1 - (needed - arrived) / max(self.outcome.needed_bytes, 1))
+            say()
 
+        say()
         for file, number in missing:
             data = bundle.chunk(file, number)
             while waiting and sum(waiting) + len(data) > min(

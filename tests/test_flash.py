@@ -190,7 +190,7 @@ def test_the_device_decides_when_the_link_is_gone(farm: Farm, packed: Pack) -> N
     device, bundle = farm.add("field-1"), packed(1)
     stop = threading.Event()
 
-    def report(host: str, what: str, share: float | None) -> None:
+    def report(host: str, what: str, sent: tuple[int, int] | None) -> None:
         if "verified" in what or "prepared" in what or "broke" in what:
             stop.set()
             raise KeyboardInterrupt
@@ -198,6 +198,14 @@ def test_the_device_decides_when_the_link_is_gone(farm: Farm, packed: Pack) -> N
     with pytest.raises(KeyboardInterrupt):
         flash.flash("field-1", bundle, farm.options, report)
     assert stop.is_set() and device.settled().phase == "COMMITTED" and device.require_whole().startswith("1-")
+
+
+def test_how_much_has_arrived_is_told(farm: Farm, packed: Pack) -> None:
+    farm.add("field-1")
+    told: list[tuple[int, int]] = []
+    done = flash.flash("field-1", packed(1), farm.options, lambda host, what, sent: told.extend([sent] if sent else []))
+    assert done.good and done.needed_bytes > 0
+    assert told == sorted(told) and told[0] == (0, done.needed_bytes) and told[-1] == (done.needed_bytes,) * 2
 
 
 def test_a_rolled_back_release_is_told(farm: Farm, packed: Pack) -> None:

@@ -45,16 +45,19 @@ def asked(words: Sequence[str], inventory: Path | None, canaries: int, wave: int
 
 
 def shown(plan: Asked, options: Options, max_failed: float, as_json: bool) -> list[Outcome]:
-    """Flash, with a bar over the payload of all hosts, and show how each ended."""
+    """Flash, with a bar over what all hosts lack (the whole bundle until one has said), and show how each ended."""
     hosts = [host for wave in plan.waves for host in wave]
-    shares, said, lock = dict.fromkeys(hosts, 0.0), dict[str, str](), threading.Lock()
-    with console.job("flash", 100 * len(hosts)) as advance:
+    with Bundle(plan.bundle) as bundle:
+        whole = sum(file.size_bytes for file in bundle.release.files)
+    arrived, lacking = dict.fromkeys(hosts, 0), dict.fromkeys(hosts, whole)
+    said, lock = dict[str, str](), threading.Lock()
+    with console.job("flash, kB", whole * len(hosts) // 1000) as advance:
 
-        def report(host: str, what: str, share: float | None) -> None:
+        def report(host: str, what: str, sent: tuple[int, int] | None) -> None:
             with lock:
-                if share is not None:
-                    shares[host] = share
-                    advance(round(100 * sum(shares.values())))
+                if sent is not None:
+                    arrived[host], lacking[host] = sent
+                    advance(sum(arrived.values()) // 1000, sum(lacking.values()) // 1000)
                 if said.get(host) != what:
                     said[host] = what
                     console.say(f"{host}: {what}")
