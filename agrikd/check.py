@@ -168,8 +168,8 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
             none = (f"labels and short cuts: no two classes with {FOLDS} readable photos (or groups) each",)
             return replace(known, findings=_sorted(found), not_checked=none)
         target = _targets(manifest, rows)
-        small = looks.small([manifest.rows[row].path for row in rows])
-        told = shortcuts.look(small, target, _folds(manifest, photos, rows, FOLDS))
+        paths, fold = [manifest.rows[row].path for row in rows], _folds(manifest, photos, rows, FOLDS)
+        told = shortcuts.look(looks.small(paths), target, fold)
     found += [_shortcut(one) for one in told if one.strong]
     known = replace(known, shortcuts=tuple(told))
     if not look_at_labels:

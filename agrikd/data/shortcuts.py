@@ -65,11 +65,16 @@ def border(small: Image) -> Features:
 
 def colours(small: Image) -> Features:
     """[N, 64]: share of pixels in each of 4 × 4 × 4 colours, as its square root (Hellinger)."""
-    bins = small.reshape(len(small), -1, 3) // (256 // _LEVELS)
-    cells = (bins[..., 0].astype(np.int64) * _LEVELS + bins[..., 1]) * _LEVELS + bins[..., 2]
-    counts = np.stack([np.bincount(row, minlength=_LEVELS**3) for row in cells])
-    shares: Features = np.sqrt(counts / cells.shape[1])
+    counts = np.stack([np.bincount(_cells(one), minlength=_LEVELS**3) for one in small])
+    shares: Features = np.sqrt(counts / (small.shape[1] * small.shape[2]))
     return shares
+
+
+def _cells(picture: Image) -> NDArray[np.int64]:
+    """The colour of each pixel as a number from 0 to 63; of one picture, as all of them take a gigabyte."""
+    red, green, blue = (picture.reshape(-1, 3) // (256 // _LEVELS)).astype(np.int64).T
+    cells: NDArray[np.int64] = (red * _LEVELS + green) * _LEVELS + blue
+    return cells
 
 
 def out_of_fold(
