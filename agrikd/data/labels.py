@@ -46,6 +46,7 @@ def suspects(
     quality = get_label_quality_scores(target, said, method="self_confidence")
     rows = np.arange(len(target))
     own, top = said[rows, target], said.argmax(1)
-    suspected = [i for i in np.argsort(quality, kind="stable") if quality[i] < _LEAST_OWN]
+    denied = (quality < _LEAST_OWN) & (top != target)
+    suspected = [i for i in np.argsort(quality, kind="stable") if denied[i]]
     found = [Suspect(int(i), int(top[i]), float(own[i]), float(said[i, top[i]])) for i in suspected]
     return found, float((top == target).mean())
