@@ -776,6 +776,7 @@ def test_a_name_that_the_terminal_cannot_show(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("COLUMNS", "300")  # no name is cut in two
     latin = scene.here / os.fsdecode("caf\u00e9.jpg".encode("latin-1"))
     shutil.copy(scene.lab.photos / scene.first, latin)
     for line in ("predict {onnx} ", "predict --json {onnx} "):

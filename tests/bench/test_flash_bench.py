@@ -38,8 +38,8 @@ def verified_s(sshd: Sshd, file: Path, device: Device) -> float:
     """Until the device has the whole of it, verified; the building and trying are apart."""
     begun, seen = time.perf_counter(), []
 
-    def report(host: str, what: str, share: float | None) -> None:
-        if share is None and not seen:
+    def report(host: str, what: str, sent: object) -> None:
+        if sent is None and not seen:
             seen.append(time.perf_counter() - begun)
 
     done = flash.flash("field", file, sshd.options, report)

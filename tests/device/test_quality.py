@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,20 +70,6 @@ def test_any_size(shape: tuple[int, int]) -> None:
     small = quality.grey(noise)
     assert max(small.shape) <= 256
     quality.faults(small)
-
-
-def test_a_millisecond() -> None:
-    frame = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
-    cv2, times = image.opencv(), []
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    for _ in range(50):
-        begun = time.perf_counter()
-        quality.faults(quality.grey(frame))
-        times.append(1000 * (time.perf_counter() - begun))
-    cv2.setNumThreads(threads)
-    print(f"{min(times):.2f} to {np.median(times):.2f} ms")
-    assert min(times) < 1
 
 
 def test_a_picture_that_stands_still() -> None:

@@ -111,8 +111,8 @@ def test_the_link_goes_down_midway(network: Network, device: Device, short: Path
     network.rate(100)
     half = threading.Event()
 
-    def report(host: str, what: str, share: float | None) -> None:
-        if share and share > 0.4 and not half.is_set():
+    def report(host: str, what: str, sent: tuple[int, int] | None) -> None:
+        if sent and sent[0] > 0.4 * sent[1] and not half.is_set():
             half.set()
             network("link", "set", network.link, "down")
             threading.Timer(6.0, network, ("link", "set", network.link, "up")).start()
@@ -132,7 +132,7 @@ def test_ssh_killed_at_each_frame_leaves_it_committed_or_as_it_was(sshd: Sshd, d
     for after in range(1, 6):
         calls = iter(range(1000))
 
-        def report(host: str, what: str, share: float | None, calls: object = calls, after: int = after) -> None:
+        def report(host: str, what: str, sent: object, calls: object = calls, after: int = after) -> None:
             if next(calls) + 1 == after:  # type: ignore[call-overload]
                 raise KeyboardInterrupt
 
