@@ -179,6 +179,20 @@ class TestRealPhotos:
         assert not found.counts().get("short cut")
 
 
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        ([(256, 256)], (256, 256)),
+        ([(256, 512)], (192, 352)),
+        ([(4000, 3000)] * 9, (288, 224)),
+        ([(3000, 4000), (4000, 3000)], (256, 256)),
+        ([(100, 10_000)], (128, 512)),
+    ],
+)
+def test_photos_are_seen_in_their_own_shape(sides: list[tuple[int, int]], size: tuple[int, int]) -> None:
+    assert check.net_size([Look("x.jpg", height=height, width=width) for height, width in sides]) == size
+
+
 def photo(folder: Path, name: str, seed: int, exif: str = "") -> Row:
     from PIL import Image
 
