@@ -135,14 +135,27 @@ class Settings(Spec):
 
 
 def read(path: Path) -> Settings:
-    """The settings in a file, or the usual ones where there is none; raises `InputError` with every mistake."""
+    """The settings in a file, or the usual ones where there is none; raises `InputError` with every mistake.
+
+    Paths in it are taken from its own folder: the agent and the app beside it are started from anywhere.
+    """
     if not path.exists():
         return Settings()
     try:
         said = yaml.safe_load(files.read_text(path))
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that there is not
         raise InputError(Problem(str(path), f"is no YAML ({hidden(str(error))})", "look at its indentation")) from None
-    return check({} if said is None else said, str(path))
+    settings = check({} if said is None else said, str(path))
+    cameras = [
+        one.model_copy(update={"source": str(path.parent / one.source)}) if kind(one.source) == "path" else one
+        for one in settings.cameras
+    ]
+    remote = {
+        name: one.model_copy(update={"token_file": path.parent / one.token_file})
+        for name, one in (("teacher", settings.teacher), ("hub", settings.hub))
+        if one
+    }
+    return settings.model_copy(update={"cameras": tuple(cameras), **remote})
 
 
 def chosen(path: Path, source: str, port: int | None) -> Settings:

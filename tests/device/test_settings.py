@@ -33,6 +33,24 @@ def test_all_of_it(tmp_path: Path) -> None:
     Store(tmp_path)  # settings may be there before the store is
 
 
+def test_paths_are_taken_from_the_file_s_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, elsewhere = tmp_path / "field", tmp_path / "elsewhere"
+    own.mkdir()
+    elsewhere.mkdir()
+    said = """
+cameras:
+  - {name: a, source: photos}
+  - {name: b, source: /mnt/film.mp4}
+  - {name: c, source: "usb:0"}
+hub: {url: "http://a", token_file: token}
+"""
+    (own / SETTINGS).write_text(said)
+    monkeypatch.chdir(elsewhere)
+    found = settings.read(own / SETTINGS)
+    assert [one.source for one in found.cameras] == [str(own / "photos"), "/mnt/film.mp4", "usb:0"]
+    assert found.hub and found.hub.token_file == own / "token" and found.teacher is None
+
+
 def test_without_a_file_there_is_no_camera_and_this_machine_has_a_name(tmp_path: Path) -> None:
     found = settings.read(tmp_path / SETTINGS)
     assert found.cameras == () and found.device
