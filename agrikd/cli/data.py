@@ -30,26 +30,41 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Photos: one sub-folder a class.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where manifest.csv and recipe.yaml go (default: FOLDER).")] = None,
+    photos: Annotated[
+        Path, typer.Argument(help="A folder, one sub-folder a class, or a CSV, one line a photo.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where manifest.csv and recipe.yaml go (default: beside the photos).")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE=NAME", help="Of a CSV: its column of path, target, split, group …")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random test split, where none is given.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a manifest and a recipe from a folder of photos, and say what was assumed.
+    """Make a manifest and a recipe from a folder of photos or a table of labels, and say what was assumed.
 
     Photos without a label go into a folder named 'unlabelled' beside the class folders: a teacher speaks about them
     too. 'not_a_plant' holds pictures of something else; folders named train, val and test are kept as splits.
+    In a table a photo without a label has an empty one; photos lie beside it or in 'images'.
 
     Example: agrikd init photos --out season-2026
+             agrikd init labels.csv --column target=Species
     """
     from agrikd.data.start import start
 
-    made = start(folder, out or folder, seed)
+    made = start(photos, out, seed, _columns(column or []))
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     rows = [(name, str(count)) for name, count in made.counts.items()]
     show(as_json, made.to_json(), f"{made.manifest}", ("rows", ""), rows)
     console.say(f"next: agrikd teach {made.recipe}")
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise InputError(Problem(f"--column {pair}", "names no column", "as in target=Species") for pair in wrong)
+    return {role: name for role, _, name in (pair.partition("=") for pair in pairs)}
 
 
 def get(

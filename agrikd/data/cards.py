@@ -55,7 +55,8 @@ class Card(Spec):
 
     folder: under $AGRIKD_DATA. manifest: of this project's own selection, from the card's folder. photos: of that
     selection, by split. checksums: what is held against what. home, terms: pages of the authors. start: what
-    `agrikd init` reads, under the dataset's folder; labels: the table instead, where there are no class folders.
+    `agrikd init` reads, under the dataset's folder; labels: the table instead, where there are no class folders, and
+    columns: what `agrikd init` must be told of it, by role; none where a person has to make a table of it first.
     """
 
     name: FileName
@@ -73,6 +74,7 @@ class Card(Spec):
     downloads: tuple[Download, ...] = ()
     start: Inside | None = None
     labels: Text | None = None
+    columns: dict[Text, Text] = Field(default_factory=dict)
     cautions: Annotated[tuple[Text, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -70,9 +70,11 @@ class Plan:
     @property
     def next(self) -> str:
         """What a person does with the dataset."""
-        if self.card.start is None:
-            return f"make a manifest of the labels in {self.folder / (self.card.labels or '')}"
-        return f"agrikd init {shlex.quote(str(self.folder / self.card.start))}"
+        card, read = self.card, shlex.quote(str(self.folder / (self.card.start or self.card.labels or "")))
+        if card.start is None and not card.columns:
+            return f"write a table (path, label) of what {read} says, then: agrikd init TABLE"
+        told = [f"--column {shlex.quote(f'{role}={name}')}" for role, name in card.columns.items()]
+        return " ".join(["agrikd init", read, *told])
 
     def lines(self) -> Iterator[str]:
         """What a person must know before anything is downloaded."""

@@ -11,18 +11,15 @@ import io
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from agrikd import files, image
+from agrikd import console, files, image
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, Manifest, Row
 from agrikd.data.splits import stratified
 from agrikd.errors import InputError, Problem
-
-Progress = Callable[[int, int], None]
-"""Told (done, total) after each photo."""
 
 UNLABELLED = ("unlabelled", "unlabeled")
 SPLIT_NAMES = {
@@ -38,7 +35,7 @@ COLUMN_NAMES = {
     "season": ("season",),
 }
 """What a table may call each; the first that is there is taken, capitals do not matter."""
-PLACES = ("path", "split/class/path", "class/path", "split/path", "season/split/class/path")
+PLACES = ("path", "images/path", "split/class/path", "class/path", "split/path", "season/split/class/path")
 """Where a table's photos may lie under its folder."""
 
 TEST_SHARE, VAL_SHARE, VAL_FROM = 0.2, 0.1, 50
@@ -62,7 +59,7 @@ class _Found:
         self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
 
 
-def from_folder(folder: Path, seed: int = 0, progress: Progress | None = None) -> tuple[Manifest, list[str]]:
+def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
     """Read `folder/<class>/…`, `folder/<train, val or test>/<class>/…`, or photos in no class folder (unlabelled).
 
     A class folder may hold folders. `unlabelled` holds photos without a label, `not_a_plant` pictures that judge
@@ -70,7 +67,7 @@ def from_folder(folder: Path, seed: int = 0, progress: Progress | None = None) -
     Returns the manifest, its paths relative to `folder`, and the assumptions made, as sentences. One file is in
     memory at a time. Raises `InputError` with all problems.
     """
-    return _finish(_walk(folder), seed, progress)
+    return _finish(_walk(folder), seed)
 
 
 def survey(folder: Path) -> Manifest:
@@ -103,9 +100,7 @@ def _walk(folder: Path) -> _Found:
     return found
 
 
-def from_csv(
-    path: Path, seed: int = 0, progress: Progress | None = None, columns: Mapping[str, str] | None = None
-) -> tuple[Manifest, list[str]]:
+def from_csv(path: Path, seed: int = 0, columns: Mapping[str, str] | None = None) -> tuple[Manifest, list[str]]:
     """Read a table with a line a photo: its file and label and, where known, its split, group and season.
 
     columns: the table's own name of "path", "target", "split", "group" or "season", where it is none of
@@ -135,7 +130,7 @@ def from_csv(
     found.said += [f"found {n} photos as {place}" for place, n in places.items() if place != "path"]
     if classes := sorted({row.target for row in found.rows if row.target and row.target != NOT_A_PLANT}):
         found.said.append(f"took the {len(classes)} labels as classes: {_names(classes)}")
-    return _finish(found, seed, progress)
+    return _finish(found, seed)
 
 
 def _look(found: _Found, folder: Path) -> tuple[list[str], list[str]]:
@@ -207,10 +202,10 @@ def _read_classes(found: _Found, at: PurePosixPath, folders: Sequence[str], loos
 
 def _columns(path: Path, header: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
     """The table's column for each of `COLUMN_NAMES` that it has; the person's choice first."""
-    if not set(chosen) <= set(COLUMN_NAMES):
-        raise ValueError(f"columns maps {_names(sorted(chosen))}, expected some of {_names(list(COLUMN_NAMES))}")
-    has = f"it has {_names(header)}"
-    problems = [Problem(f"{path}:1", f"has no column {name!r}", has) for name in chosen.values() if name not in header]
+    has, roles = f"it has {_names(header)}", _names(list(COLUMN_NAMES))
+    unknown = [role for role in chosen if role not in COLUMN_NAMES]
+    problems = [Problem(str(path), f"{role!r} is nothing that a column says", f"expected {roles}") for role in unknown]
+    problems += [Problem(f"{path}:1", f"has no column {name!r}", has) for name in chosen.values() if name not in header]
     took = {}
     for role, names in COLUMN_NAMES.items():
         fitting = [column for name in names for column in header if column.casefold() == name]
@@ -229,7 +224,7 @@ def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) ->
     label, split = _label(cells["target"]), cells.get("split", "")
     if "split" in cells and split.casefold() not in SPLIT_NAMES and (split or label):
         problems.append(Problem("", f"the split is {split!r}", f"expected one of {_names(list(SPLIT_NAMES))}"))
-    folders = {"season": cells.get("season", ""), "split": split, "class": cells["target"]}
+    folders = {"images": "images", "season": cells.get("season", ""), "split": split, "class": cells["target"]}
     photo, looked = "", []
     for place in PLACES:
         above = [folders[part] for part in place.split("/")[:-1]]
@@ -258,11 +253,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _finish(found: _Found, seed: int, progress: Progress | None) -> tuple[Manifest, list[str]]:
+def _finish(found: _Found, seed: int) -> tuple[Manifest, list[str]]:
     """Hash the photos, drop copies, draw the splits that were not given; raise all problems at once."""
     found.rows.sort(key=lambda row: row.path)
     _require_photos(found)
-    _hash(found, progress)
+    _hash(found)
     _drop_copies(found)
     _check_rows(found)
     _check_classes(found)
@@ -291,16 +286,14 @@ def _require_photos(found: _Found) -> None:
         found.wrong("", "holds no photos", f"expected {_names(image.SUFFIXES)}")
 
 
-def _hash(found: _Found, progress: Progress | None) -> None:
-    for at, row in enumerate(found.rows):
+def _hash(found: _Found) -> None:
+    for at, row in enumerate(console.track(found.rows, "read photos")):
         try:
             data = files.read_bytes(found.root / row.path)
             image.require_whole(data, _shown(str(found.root / row.path)))
             found.rows[at] = replace(row, sha256=files.sha256(data))
         except InputError as error:
             found.problems += error.problems
-        if progress:
-            progress(at + 1, len(found.rows))
 
 
 def _drop_copies(found: _Found) -> None:

@@ -1,9 +1,10 @@
-"""From a folder of photos to a manifest and a recipe, saying what was assumed."""
+"""From a folder of photos, or a table of labels, to a manifest and a recipe, saying what was assumed."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from agrikd import files
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
-from agrikd.data.sources import from_folder
+from agrikd.data.sources import from_csv, from_folder
 from agrikd.errors import InputError, Problem
 
 _RECIPE = """\
@@ -59,26 +60,35 @@ class Started:
         }
 
 
-def start(folder: Path, out: Path, seed: int = 0) -> Started:
-    """Write manifest.csv and recipe.yaml into `out`; refuses to overwrite either, and photos none of which has a
-    label."""
-    made = out / "manifest.csv", out / "recipe.yaml"
+def start(source: Path, out: Path | None = None, seed: int = 0, columns: Mapping[str, str] | None = None) -> Started:
+    """Write manifest.csv and recipe.yaml into `out` (by default beside the photos); refuses to overwrite either, and
+    photos none of which has a label.
+
+    source: a folder of class folders, or a table with a line a photo, whose `columns` are as in `from_csv`.
+    """
+    table = source.is_file()
+    if columns and not table:
+        raise InputError(Problem("--column", f"{source} is no table", "give the CSV file that has the columns"))
+    folder = source.parent if table else source
+    made = tuple((out or folder) / name for name in ("manifest.csv", "recipe.yaml"))
     if there := [path for path in made if path.exists()]:
         raise InputError(
             Problem(str(path), "is there already", "choose another --out, or move it away") for path in there
         )
-    manifest, assumptions = from_folder(folder, seed)
+    manifest, assumptions = from_csv(source, seed, columns) if table else from_folder(source, seed)
     if not manifest.classes:
-        wrong = f"holds no class folder: none of its {len(manifest.rows)} photos has a label"
+        wrong = f"none of its {len(manifest.rows)} photos has a label"
+        if table:
+            raise InputError(Problem(str(source), wrong, "write what a photo shows into the column of its label"))
         mend = "expected one sub-folder a class, as leaves with leaves/rust and leaves/healthy: point to leaves"
-        raise InputError(Problem(str(folder), wrong, mend))
+        raise InputError(Problem(str(folder), f"holds no class folder: {wrong}", mend))
     manifests.write(manifest, made[0])
     try:
         assumptions = [*assumptions, *write_recipe(made[1], manifest, name_of(folder))]
     except BaseException:
         made[0].unlink()
         raise
-    return Started(*made, tuple(assumptions), _counts(manifest))
+    return Started(made[0], made[1], tuple(assumptions), _counts(manifest))
 
 
 def write_recipe(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from agrikd.data import cards
+from agrikd.data.download import Plan
 from agrikd.errors import InputError
 
 PUBLIC = {"cassava", "coffee-leaf-full", "deepweeds", "global-wheat-head", "ibean", "plantdoc", "plantvillage"}
@@ -68,6 +69,15 @@ def test_an_unknown_name_gets_a_near_one(typed: str, mend: str) -> None:
     with pytest.raises(InputError, match="there is no such card") as error:
         cards.card(typed)
     assert mend in str(error.value)
+
+
+def test_a_table_s_columns_stand_in_the_next_command() -> None:
+    said = {
+        name: Plan(cards.card(name), Path("my photos")).next for name in cards.names() if cards.card(name).downloads
+    }
+    assert said["ibean"] == "agrikd init 'my photos'"
+    assert said["deepweeds"] == "agrikd init 'my photos/labels.csv' --column target=Species"
+    assert said["coffee-leaf-full"].startswith("write a table (path, label) of what 'my photos/lara2018")
 
 
 def test_a_folder_of_other_cards(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from agrikd import files
+from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, Manifest
 from agrikd.data.sources import SPLIT_NAMES, from_csv, from_folder
 from agrikd.errors import InputError
+from agrikd.jobs import load, open_manifest
 
 
 def picture(path: Path, seed: int | None = None) -> Path:
@@ -181,11 +184,6 @@ class TestFolders:
         os.mkfifo(tmp_path / "a" / "pipe.jpg")
         assert len(from_folder(tmp_path)[0].rows) == 10
 
-    def test_progress_is_told_of_every_photo(self, tmp_path):
-        heard: list[tuple[int, int]] = []
-        from_folder(fill(tmp_path, {"a": 2, "b": 2}), progress=lambda done, total: heard.append((done, total)))
-        assert heard == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
 
 class TestCopies:
     def test_copies_of_one_class_are_kept_once(self, tmp_path):
@@ -348,11 +346,13 @@ class TestTables:
         assert told(said, "'plant' as group") and told(said, "left out the columns note")
         assert not told(said, "no groups known")
 
-    @pytest.mark.parametrize("place", ["split/class/path", "class/path", "split/path", "season/split/class/path"])
+    @pytest.mark.parametrize(
+        "place", ["images/path", "split/class/path", "class/path", "split/path", "season/split/class/path"]
+    )
     def test_photos_are_found_in_their_folders(self, tmp_path, place):
         lines = ["season,split,class,file"]
         for number, (split, name) in enumerate((split, name) for split in ("train", "test") for name in "ab"):
-            folders = {"season": "wet", "split": split, "class": name, "path": f"{number}.png"}
+            folders = {"images": "images", "season": "wet", "split": split, "class": name, "path": f"{number}.png"}
             picture(tmp_path.joinpath(*(folders[part] for part in place.split("/"))))
             lines.append(f"wet,{split},{name},{number}.png")
         made, said = from_csv(table(tmp_path, "\n".join(lines)))
@@ -367,7 +367,7 @@ class TestTables:
         assert from_csv(path, columns={"target": "stress"})[0].classes == ("s0", "s1")
         with pytest.raises(InputError, match="has no column 'strss'"):
             from_csv(path, columns={"target": "strss"})
-        with pytest.raises(ValueError, match="columns maps label"):
+        with pytest.raises(InputError, match="'label' is nothing that a column says"):
             from_csv(path, columns={"label": "stress"})
 
     def test_groups_stay_together(self, tmp_path):
@@ -480,6 +480,21 @@ class TestRealPhotos:
     def test_the_table_beside_them_says_the_same(self, datasets):
         folder = datasets / "cls-coffee-leaf"
         assert from_csv(folder / "metadata.csv")[0] == from_folder(folder)[0]
+
+
+def test_init_takes_a_table(tmp_path):
+    fill(tmp_path / "season" / "images", {"": 20})
+    lines = ["Filename,Label,Species", *(f"{n}.png,{n % 2},{('rust', 'healthy')[n % 2]}" for n in range(20))]
+    written = table(tmp_path / "season", "\n".join(lines))
+    run = CliRunner().invoke
+    assert run(app, ["init", str(written), "--column", "Species"]).exit_code == 2
+    assert "is no table" in run(app, ["init", str(tmp_path), "--column", "target=Species"]).stderr
+    assert not list((tmp_path / "season").glob("*.yaml"))
+    done = run(app, ["init", str(written), "--column", "target=Species"])
+    assert done.exit_code == 0, done.stderr
+    assert "found 20 photos as images/path" in done.stderr and "'Species' as target" in done.stderr
+    recipe = load(tmp_path / "season" / "recipe.yaml")
+    assert open_manifest(recipe).classes == ("healthy", "rust") and recipe.name == "season"
 
 
 def test_split_names_lead_to_splits():
