@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from agrikd import console, distill, evaluate, files, grid, image, metrics
+from agrikd.data import manifest as manifests
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.grid import Cell, Plan
 from agrikd.jobs import open_loader, open_manifest, prepare
@@ -81,7 +82,8 @@ def compare(
     splits = {recipe.name: _split(recipe) for recipe in recipes}
     scale = recipes[0].task.scale
     measure = of_numbers(scale.unit) if scale else OF_CLASSES
-    study = summed_up(judged, recipes[0].optim.steps, _costs([*taught, *cells]), splits, measure)
+    steps = tuple(sorted({recipe.optim.steps for recipe in recipes}))
+    study = summed_up(judged, steps, _costs([*taught, *cells]), splits, measure)
     study.write(out)
     return study
 
@@ -90,7 +92,7 @@ def estimate(recipe: Recipe, plan: Plan, out: Path) -> Estimate:
     """Time a few steps of each arm and teacher views; nothing is written but the cache of pixels."""
     grid.require([recipe], plan)
     taught, cells = grid.teachers([recipe], plan, out), grid.students([recipe], plan, out)
-    seconds = {cell.arm: _seconds_a_step(cell) for cell in cells if cell.seed == 0}
+    seconds = {(cell.place.student, cell.arm): _seconds_a_step(cell) for cell in cells if cell.seed == 0}
     manifest = open_manifest(recipe)
     net = open_net(recipe.teachers[0], open_task(recipe.task, manifest).classes).eval()
     loader = open_loader(recipe, manifest, [net])
@@ -99,16 +101,17 @@ def estimate(recipe: Recipe, plan: Plan, out: Path) -> Estimate:
         view = _timed(lambda: net(loader.batch(views).images)) / len(views)
     stores = 1 if _one_backbone(recipe) else len(taught)
     teacher_views = len(manifest.indices("train")) * (int(recipe.data.views or 0) + 1) * stores
-    training = sum(recipe.optim.steps * seconds[cell.arm] for cell in cells)
+    training = sum(recipe.optim.steps * seconds[cell.place.student, cell.arm] for cell in cells)
     minutes = (training + teacher_views * view + _tuning_seconds(recipe, len(taught), view)) / 60
     return Estimate(recipe.name, len(cells), recipe.optim.steps, teacher_views, minutes)
 
 
 def _seconds_a_step(cell: Cell) -> float:
     """Of a step whose frozen teachers are replayed: they cost nothing then."""
-    method = distill.method(cell.recipe.method.name)
-    live = method.teachers_learn or method.teacher_stages
-    job = prepare(cell.recipe if live or not method.needs_teacher else cell.recipe.without_teacher())
+    methods = distill.methods(cell.recipe.method)
+    live = any(one.teachers_learn or one.teacher_stages for one in methods)
+    taught = any(one.needs_teacher for one in methods)
+    job = prepare(cell.recipe if live or not taught else cell.recipe.without_teacher())
     draw = job.sampler.draw(0)
 
     def step() -> None:
@@ -141,7 +144,8 @@ def _judged(cell: Cell) -> Judged:
 def _claim(recipe: Recipe, out: Path) -> None:
     """A study goes on in its folder only with the recipe and the labels it was begun with."""
     path = out / recipe.name / "study-of.json"
-    own = {"recipe": recipe.digest, "data": open_manifest(recipe).digest}
+    every_label = manifests.read(recipe.data.manifest, recipe.data.root)
+    own = {"recipe": recipe.digest, "data": every_label.digest}
     if not path.exists():
         files.write_json(path, own)
     elif files.read_json(path) != own:

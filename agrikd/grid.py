@@ -12,7 +12,8 @@ from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.gate import CONTROL
 from agrikd.jobs import open_manifest
-from agrikd.recipe import GateSpec, MethodSpec, NetSpec, Recipe
+from agrikd.nets import from_timm
+from agrikd.recipe import MOST_SIGMA, GateSpec, MethodSpec, NetSpec, PoolSpec, Recipe
 
 ALONE, SMOOTHED, WIDER, RANDOM_HEAD, TEACHER = "alone", "label smoothing", "wider labels", "random head", "teacher"
 POOL = " + unlabelled"
@@ -95,25 +96,46 @@ def require(recipes: Sequence[Recipe], plan: Plan) -> None:
             problems.append(Problem(f"name {name}", "two recipes have it", mend))
     for number, name in enumerate(plan.methods or ()):
         problems += distill.problems({"name": name}, f"--methods {number + 1}")
+    for number, name in enumerate(plan.students or ()):
+        problems += from_timm.problems({"timm": name.partition("=")[0]}, f"--students {number + 1}")
     if len({recipe.task.scale and recipe.task.scale.range for recipe in recipes}) > 1:
         mend = "compare them apart: classes and numbers, or numbers on two scales, have no common measure"
         problems.append(Problem("recipes", "are of different tasks", mend))
     for recipe in recipes:
         problems += _unfit(recipe)
+    if not problems:
+        problems = [problem for recipe in recipes for problem in _unfit_for(recipe, plan)]
     if problems:
         raise InputError(problems)
 
 
 def _unfit(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.method.name == "none" or not recipe.teachers or recipe.teachers[0].timm is None:
+    if not _taught(recipe.method) or not recipe.teachers or recipe.teachers[0].timm is None:
         mend = "method: {name: kd}, and teachers: with a timm model"
         yield Problem(f"{recipe.name}: method", "compare needs a method with a teacher to be taught", mend)
+    if len(recipe.teachers) > 1:
+        mend = "leave one; several that were taught can be compared with: agrikd distill"
+        yield Problem(f"{recipe.name}: teachers", f"are {len(recipe.teachers)}; compare teaches one", mend)
     if recipe.data.views is None:
         mend = "set data.views to 20 or so; the teacher is then computed once for all runs"
         yield Problem(f"{recipe.name}: data.views", "compare needs a fixed set of views", mend)
     if recipe.data.size is None:
         mend = "set data.size to the teacher's input size, so that every arm sees the same pixels"
         yield Problem(f"{recipe.name}: data.size", "compare needs the size of the views", mend)
+
+
+def _unfit_for(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
+    """What this recipe cannot do of the plan, which a study would otherwise find after hours of teaching."""
+    for name in plan.methods or ():
+        fits = distill.method(name).tasks
+        if fits and recipe.task.name not in fits:
+            wrong = f"{name} is for {' and '.join(fits)}, the task of {recipe.name} is {recipe.task.name}"
+            yield Problem("--methods", wrong, f"choose others of {', '.join(distill.names())}")
+    folds = recipe.teach.folds
+    few = [n for n in _labels(recipe, plan) if n is not None and n < folds and recipe.task.scale is None]
+    if few and not open_manifest(recipe).indices("val", labelled=True):
+        wrong = f"{recipe.name}: {min(few)} labels a class are too few to teach with {folds} folds and no val split"
+        yield Problem("--labels", wrong, f"ask for {folds} or more, or set teach.folds={max(2, min(few))}")
 
 
 def _of_seed(recipe: Recipe, plan: Plan, out: Path, seed: int) -> Iterator[Cell]:
@@ -124,35 +146,41 @@ def _of_seed(recipe: Recipe, plan: Plan, out: Path, seed: int) -> Iterator[Cell]
             place = _place(recipe, labels, name)
             folder = _folder(out, recipe.name, labels, seed)
             for arm, made in _arms(own.model_copy(update={"student": _student(recipe, name)}), plan, manifest):
-                own_folder, learns = folder / _plain(name) / _plain(arm), _learns_from_taught(arm, made)
+                own_folder, learns = folder / _plain(name) / _plain(arm), arm != RANDOM_HEAD and _taught(made.method)
                 yield Cell(place, arm, seed, _seeded(made, seed), own_folder, folder / TEACHER, learns)
 
 
 def _arms(recipe: Recipe, plan: Plan, manifest: Manifest) -> Iterator[tuple[str, Recipe]]:
     """Name and recipe of each arm: the controls, then the methods without and with the pool."""
-    labelled = recipe.data.model_copy(update={"unlabelled_share": 0.0})
+    unfiltered = recipe.data.model_copy(update={"pool": PoolSpec()})
+    labelled = unfiltered.model_copy(update={"unlabelled_share": 0.0})
     pooled = bool(recipe.data.unlabelled_share and manifest.indices("train", labelled=False))
     alone = recipe.without_teacher()
     numbers, task = recipe.task.scale is not None, recipe.task
-    wider = {"sigma": _WIDER * task.sigma} if numbers else {"label_smoothing": _SMOOTHING}
+    wider = {"sigma": min(_WIDER * task.sigma, MOST_SIGMA)} if numbers else {"label_smoothing": _SMOOTHING}
     smoothed = task.model_copy(update=wider)
     yield ALONE, alone
-    yield WIDER if numbers else SMOOTHED, alone.model_copy(update={"task": smoothed, "name": f"{recipe.name}-smoothed"})
+    yield (
+        WIDER if numbers else SMOOTHED,
+        alone.model_copy(update={"task": smoothed, "name": recipe.suffixed("smoothed")}),
+    )
     studied = recipe.model_copy(update={"gate": GateSpec(override=_OVERRIDE)})
     yield RANDOM_HEAD, recipe.model_copy(update={"data": labelled, "gate": GateSpec(override=CONTROL)})
     for name in plan.methods or (recipe.method.name,):
-        method = distill.method(name)
         settings = recipe.method if name == recipe.method.name else MethodSpec(name=name)
-        nets = (recipe.student,) if method.peers else recipe.teachers if method.needs_teacher else ()
-        made = studied.model_copy(update={"method": settings, "teachers": nets, "name": f"{recipe.name}-{name}"})
-        yield name, made.model_copy(update={"data": labelled})
-        if pooled and method.uses_unlabelled:
-            yield name + POOL, made
+        methods, names = distill.methods(settings), [settings.name, *(one.name for one in settings.also)]
+        peers, needs = any(one.peers for one in methods), any(one.needs_teacher for one in methods)
+        nets = (recipe.student,) if peers else recipe.teachers if needs else ()
+        own_name = recipe.suffixed("-".join(names))
+        made = studied.model_copy(update={"method": settings, "teachers": nets, "name": own_name})
+        yield "+".join(names), made.model_copy(update={"data": labelled})
+        if pooled and any(one.uses_unlabelled for one in methods):
+            yield "+".join(names) + POOL, made if _taught(settings) else made.model_copy(update={"data": unfiltered})
 
 
-def _learns_from_taught(arm: str, recipe: Recipe) -> bool:
-    method = distill.method(recipe.method.name)
-    return arm != RANDOM_HEAD and method.needs_teacher and not method.teachers_learn
+def _taught(spec: MethodSpec) -> bool:
+    """Whether some of it learns from a teacher that was taught before and stays as it is."""
+    return any(one.needs_teacher and not one.teachers_learn for one in distill.methods(spec))
 
 
 def _student(recipe: Recipe, name: str) -> NetSpec:

@@ -5,6 +5,7 @@ Shapes: N rows, S seeds, R resamples. A wrong shape or an empty array is the cal
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
@@ -106,11 +107,24 @@ def paired_bootstrap(
 
 
 def paired_bootstrap_mean(
-    pairs: Sequence[Pair], rng: np.random.Generator, resamples: int = 2000, confidence: float = 0.95
+    pairs: Sequence[Pair],
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    datasets: Sequence[str] | None = None,
 ) -> Difference:
-    """`paired_bootstrap` averaged over datasets; each dataset's rows and seeds are drawn on their own."""
+    """`paired_bootstrap` averaged over pairs; each dataset's rows and seeds are drawn on their own.
+
+    datasets: of each pair; those of one have the same photos and seeds, and share their draws, since a second look at
+    the same photos is no second dataset. By default every pair has its own.
+    """
     within(len(pairs), "the number of pairs", 0, math.inf)
-    found = [_difference(Pair(*pair), rng, resamples) for pair in pairs]
+    before: dict[str, np.random.Generator] = {}
+    found = []
+    for pair, name in zip(pairs, datasets or map(str, range(len(pairs))), strict=True):
+        draws = copy.deepcopy(before[name]) if name in before else rng
+        before.setdefault(name, copy.deepcopy(rng))
+        found.append(_difference(Pair(*pair), draws, resamples))
     interval = _percentiles(np.mean([draws for _, draws in found], axis=0), confidence)
     return Difference(float(np.mean([mean for mean, _ in found])), interval.low, interval.high, confidence)
 

@@ -36,6 +36,7 @@ Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=32, le=2048)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_pair)]
 Channels = tuple[float, float, float]
+MOST_SIGMA = 16.0
 
 
 class TaskSpec(Spec):
@@ -51,7 +52,7 @@ class TaskSpec(Spec):
     high: float | None = None
     unit: str = ""
     bins: Annotated[int, Field(ge=3, le=512)] = 32
-    sigma: Annotated[float, Field(gt=0, le=16)] = 0.75
+    sigma: Annotated[float, Field(gt=0, le=MOST_SIGMA)] = 0.75
 
     @property
     def scale(self) -> Scale | None:
@@ -248,15 +249,18 @@ class Recipe(Spec):
         """The same recipe has the same digest."""
         return files.digest(self.model_dump(mode="json"))
 
+    def suffixed(self, word: str) -> str:
+        """The name of what is made from it; a long one is cut, so that it stays a name."""
+        return f"{self.name[: 99 - len(word)]}-{word}"
+
     def without_teacher(self) -> Recipe:
         """The baseline: the same student, steps and seed on hard labels alone."""
-        labelled = self.data.model_copy(update={"unlabelled_share": 0.0})
-        hard = {"name": f"{self.name}-alone", "method": MethodSpec(), "teachers": (), "data": labelled}
+        labelled = self.data.model_copy(update={"unlabelled_share": 0.0, "pool": PoolSpec()})
+        hard = {"name": self.suffixed("alone"), "method": MethodSpec(), "teachers": (), "data": labelled}
         return self.model_copy(update=hard)
 
     def to_yaml(self) -> str:
-        values = self.model_dump(mode="json")
-        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):

@@ -94,7 +94,9 @@ class Arm:
 
     @property
     def spread(self) -> str:
-        return f"{self._figure(self.score)}\u00a0±\u00a0{self._figure(self.deviation)}"
+        """The mean ± the standard deviation, which a single seed does not have."""
+        one = len(self.figures[self.measure.key]) == 1
+        return self._figure(self.score) + ("" if one else f"\u00a0±\u00a0{self._figure(self.deviation)}")
 
     def _figure(self, value: float) -> str:
         return f"{value:.3f}" if self.measure.unit is None else figure(value)
@@ -135,7 +137,7 @@ class Study:
     dataset was tested on."""
 
     seeds: int
-    steps: int
+    steps: tuple[int, ...]
     arms: tuple[Arm, ...]
     overall: Mapping[str, Difference]
     costs: Mapping[str, Cost]
@@ -312,12 +314,18 @@ class Study:
                 yield f"curves_{data}_{student.replace('/', '-')}", picture
 
     def _trades(self) -> Iterator[tuple[str, Any]]:
-        """The mean of each arm's measure over the places against what its net costs, where there are several nets."""
+        """The mean of each arm's measure against what its net costs, where there are several nets; over the places
+        where every arm was tried, as the pool is not where all labels are known."""
         if len(self.costs) < 2:
             return
+        tried: dict[str, set[tuple[str, int | None]]] = defaultdict(set)
+        for arm in self.arms:
+            tried[arm.arm].add((arm.place.data, arm.place.labels))
+        shared = set.intersection(*tried.values())
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for arm in self.arms:
-            found[arm.arm][arm.place.student].append(arm.score)
+            if (arm.place.data, arm.place.labels) in shared:
+                found[arm.arm][arm.place.student].append(arm.score)
         for unit, key, scale in (("ms per photo", "ms_per_image", 1.0), ("MB", "size_bytes", 1e-6)):
             points = {
                 arm: [
@@ -340,7 +348,7 @@ class Split(NamedTuple):
 
 def summed_up(
     judged: Sequence[Judged],
-    steps: int,
+    steps: tuple[int, ...],
     costs: Mapping[str, Cost],
     splits: Mapping[str, Split],
     measure: Measure = OF_CLASSES,
@@ -349,16 +357,22 @@ def summed_up(
     by_arm: dict[tuple[Place, str], list[Judged]] = defaultdict(list)
     for one in judged:
         by_arm[one.place, one.arm].append(one)
-    arms, pairs = [], defaultdict(list)
+    arms: list[Arm] = []
+    pairs: dict[str, list[Pair]] = defaultdict(list)
+    datasets: dict[str, list[str]] = defaultdict(list)
     for (place, name), runs in by_arm.items():
         difference = None
         if name not in (ALONE, TEACHER):
             pair = _pair(by_arm[place, ALONE], runs, splits[place.data])
             pairs[name].append(pair)
+            datasets[name].append(place.data)
             difference = intervals.paired_bootstrap(pair, np.random.default_rng(0))
         figures = {key: tuple(run.figures[key] for run in runs) for key in runs[0].figures}
         arms.append(Arm(place, name, figures, difference, sum(bool(run.refused) for run in runs), measure))
-    overall = {name: intervals.paired_bootstrap_mean(found, np.random.default_rng(0)) for name, found in pairs.items()}
+    overall = {
+        name: intervals.paired_bootstrap_mean(found, np.random.default_rng(0), datasets=datasets[name])
+        for name, found in pairs.items()
+    }
     tested = {one.place.data: _tested(one.truth, splits[one.place.data].classes) for one in judged}
     return Study(len({one.seed for one in judged}), steps, tuple(arms), overall, costs, tested, measure)
 

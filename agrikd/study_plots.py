@@ -93,6 +93,6 @@ def trades(unit: str, points: Mapping[str, Sequence[tuple[float, float]]], measu
     axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs], minor=False)
     axes.set_xticks([], minor=True)
     axes.margins(0.15)
-    axes.set(xlabel=f"{unit} (less is better)", ylabel=f"{measure}, mean over all places")
+    axes.set(xlabel=f"{unit} (less is better)", ylabel=f"{measure}, mean over shared places")
     figure.legend(loc="outside lower left", ncols=2, fontsize=11)
     return svg(figure, f"{measure} against {unit}: {'; '.join(said)}")

@@ -109,7 +109,12 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     if not recipe.teachers or recipe.teachers[0].timm is None:
         mend = "name a timm model with weights under teachers:"
         raise InputError(Problem("teachers", "there is no timm model to teach", mend))
-    named = {"student": recipe.teachers[0], "teachers": (), "method": MethodSpec(), "name": f"{recipe.name}-teacher"}
+    named = {
+        "student": recipe.teachers[0],
+        "teachers": (),
+        "method": MethodSpec(),
+        "name": recipe.suffixed("teacher"),
+    }
     own = recipe.model_copy(update=named)
     manifest = manifest or open_manifest(recipe)
     torch.manual_seed(recipe.seed)

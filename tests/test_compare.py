@@ -11,9 +11,12 @@ import pytest
 from rich.console import Console
 
 from agrikd import console
+from agrikd.data import manifest as manifests
+from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError
-from agrikd.grid import ALONE, POOL, TEACHER, Place, Plan, require
-from agrikd.recipe import DataSpec, MethodSpec, NetSpec, Recipe
+from agrikd.grid import ALONE, POOL, RANDOM_HEAD, SMOOTHED, TEACHER, WIDER, Place, Plan, require, students
+from agrikd.jobs import prepare
+from agrikd.recipe import DataSpec, MethodSpec, NetSpec, PoolSpec, Recipe, TaskSpec
 from agrikd.study import Cost, Judged, Split, Study, csv_of, summed_up
 
 PLACE = Place("leaves", 20, "student")
@@ -40,7 +43,7 @@ def judged(place: Place, arm: str, seed: int, wrong: int, refused: str = "") -> 
 def study(alone: int, distilled: int, teacher: int, seeds: int = 3) -> Study:
     wrong = ((TAUGHT, TEACHER, teacher), (PLACE, ALONE, alone), (PLACE, "kd", distilled), (PLACE, "kd" + POOL, 0))
     runs = [judged(place, arm, seed, n) for seed in range(seeds) for place, arm, n in wrong]
-    return summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    return summed_up(runs, (100,), COSTS, {"leaves": Split(3, None)})
 
 
 @pytest.mark.parametrize(("alone", "cautions"), [(30, 0), (15, 1), (10, 1)])
@@ -73,7 +76,7 @@ def test_the_pool_is_judged_where_it_was_tried() -> None:
     full = Place("leaves", None, "student")
     wrong = [(PLACE, ALONE, 30), (PLACE, "kd", 24), (PLACE, "kd" + POOL, 6), (full, ALONE, 10), (full, "kd", 4)]
     runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
-    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    made = summed_up(runs, (100,), COSTS, {"leaves": Split(3, None)})
     gain = {(arm.place, arm.arm): 100 * arm.difference.mean for arm in made.arms if arm.difference}
     with_pool, without = gain[PLACE, "kd" + POOL], gain[PLACE, "kd"]
     said = f"kd + unlabelled: the photos without labels brought {with_pool - without:.1f} of {with_pool:.1f} points"
@@ -81,9 +84,24 @@ def test_the_pool_is_judged_where_it_was_tried() -> None:
     assert any(one.startswith("over all 2 places: kd helps by") for one in made.words())
 
 
+def test_two_numbers_of_labels_are_no_second_set_of_photos() -> None:
+    places = [Place("leaves", labels, "student") for labels in (5, 20, None)]
+    runs = [
+        judged(place, arm, seed, n) for seed in range(3) for place in places for arm, n in ((ALONE, 30), ("kd", 24))
+    ]
+    once = [run for run in runs if run.place == places[0]]
+    overall = [summed_up(found, (100,), COSTS, {"leaves": Split(3, None)}).overall["kd"] for found in (runs, once)]
+    assert overall[0] == pytest.approx(overall[1])
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert "±" not in study(30, 40, 10, seeds=1).markdown().partition("\n")[2].partition("\n\n")[0]
+    assert "0.500\u00a0±\u00a00.000" in study(30, 40, 10, seeds=2).markdown()
+
+
 def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
     runs = [judged(TAUGHT, TEACHER, 0, 5), judged(PLACE, ALONE, 0, 9), judged(PLACE, "kd", 0, 9, "a random head")]
-    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    made = summed_up(runs, (100,), COSTS, {"leaves": Split(3, None)})
     assert any("refused the teacher of 1 of 1 seeds for kd" in said for said in made.cautions())
     lines = csv_of(runs).splitlines()
     assert len(lines) == 4 and lines[3].endswith("a random head") and lines[2].endswith("passed")
@@ -100,7 +118,7 @@ def test_a_refused_teacher_is_named_and_stands_in_the_rows() -> None:
 def test_arms_at_chance_are_named(alone: int, distilled: int, said: str) -> None:
     wrong = ((TAUGHT, TEACHER, 0), (PLACE, ALONE, alone), (PLACE, "kd", distilled))
     runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
-    made = summed_up(runs, 100, COSTS, {"leaves": Split(3, None)})
+    made = summed_up(runs, (100,), COSTS, {"leaves": Split(3, None)})
     assert [one for one in made.cautions() if "chance at" in one] == (
         [f"{said}, 20 labels a class, student (one answer for all is right in 33%): train longer"] if said else []
     )
@@ -114,7 +132,7 @@ def test_a_terminal_of_80_columns_breaks_no_word() -> None:
     few = Place("leaves-of-season-2026", 20, "mobilenetv3_small_050")
     wrong = [(full, ALONE, 30), (few, ALONE, 30), (few, "label smoothing", 24), (few, "kd" + POOL, 6)]
     runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
-    made = summed_up(runs, 100, COSTS, {"leaves-of-season-2026": Split(3, None)})
+    made = summed_up(runs, (100,), COSTS, {"leaves-of-season-2026": Split(3, None)})
     columns, rows = made.brief()
     assert columns[0] == "place" and rows[1][0] == "20 labels a class", "what all share is left out"
     written = Console(width=80, file=StringIO())
@@ -151,3 +169,56 @@ def test_all_that_cannot_be_compared_is_said_at_once() -> None:
         require([recipe, recipe], Plan(0, methods=("kdd",)))
     said = str(error.value)
     assert all(part in said for part in ("seeds", "two recipes", "no method 'kdd'", "data.views", "data.size"))
+
+
+@pytest.fixture
+def recipe(tiny_photos: Path) -> Recipe:
+    """A pool that is filtered, and a teacher to be taught."""
+    pool = PoolSpec(confidence=0.5)
+    data = DataSpec(manifest=tiny_photos / "manifest.csv", views=2, size=(32, 32), unlabelled_share=0.5, pool=pool)
+    net = NetSpec(timm="test_resnet", input_size=(32, 32))
+    return Recipe(name="leaves", data=data, student=net, teachers=(net,), method=MethodSpec(name="kd"))
+
+
+def refused(recipe: Recipe, plan: Plan) -> str:
+    with pytest.raises(InputError) as error:
+        require([recipe], plan)
+    return str(error.value)
+
+
+def test_what_a_study_would_find_hours_later_is_refused_at_once(recipe: Recipe, tmp_path: Path) -> None:
+    require([recipe], Plan())
+    assert "compare teaches one" in refused(recipe.model_copy(update={"teachers": recipe.teachers * 2}), Plan())
+    for name in ("byot", "together"):
+        own = recipe.model_copy(update={"method": MethodSpec(name=name)})
+        assert "needs a method with a teacher to be taught" in refused(own, Plan())
+    assert "bounded is for regression" in refused(recipe, Plan(methods=("kd", "bounded")))
+    assert "timm knows no model 'resnet_typo'" in refused(recipe, Plan(students=("resnet_typo=a.safetensors",)))
+    require([recipe], Plan(labels=(2, 20)))  # a val split judges the stages
+    manifest = manifests.read(recipe.data.manifest)
+    manifests.write(
+        Manifest(tuple(row for row in manifest.rows if row.split != "val"), manifest.root), tmp_path / "m.csv"
+    )
+    data = recipe.data.model_copy(update={"manifest": tmp_path / "m.csv", "root": manifest.root})
+    few = refused(recipe.model_copy(update={"data": data}), Plan(labels=(2, 20)))
+    assert "2 labels a class are too few to teach with 5 folds" in few
+
+
+def test_every_arm_is_a_recipe_that_can_be_read_again(recipe: Recipe, tmp_path: Path) -> None:
+    own = MethodSpec.model_validate({"name": "byot", "also": [{"name": "kd"}]})
+    long = recipe.model_copy(update={"name": "x" * 100, "method": own})
+    require([long], Plan())
+    cells = students([long], Plan(seeds=1, methods=("byot", "kd", "mean_teacher")), tmp_path)
+    arms = ["byot+kd", "byot+kd" + POOL, "kd", "kd" + POOL, "mean_teacher", "mean_teacher" + POOL]
+    assert [cell.arm for cell in cells] == [ALONE, SMOOTHED, RANDOM_HEAD, *arms]
+    for cell in cells:
+        assert Recipe.model_validate(cell.recipe.model_dump()) == cell.recipe
+        prepare(cell.recipe)
+    assert [cell.learns for cell in cells] == [False] * 3 + [True] * 4 + [False] * 2
+
+
+def test_wider_labels_stay_within_what_a_recipe_may_say(recipe: Recipe, tmp_path: Path) -> None:
+    task = TaskSpec(name="regression", low=0, high=100, sigma=10.0)
+    cells = students([recipe.model_copy(update={"task": task})], Plan(seeds=1), tmp_path)
+    (wider,) = [cell.recipe for cell in cells if cell.arm == WIDER]
+    assert Recipe.model_validate(wider.model_dump()).task.sigma == 16

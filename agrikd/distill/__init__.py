@@ -35,6 +35,11 @@ def method(name: str) -> type[Distiller]:
     return found
 
 
+def methods(spec: MethodSpec) -> list[type[Distiller]]:
+    """The method a recipe names, and those under `also`."""
+    return [method(one.name) for one in (spec, *spec.also)]
+
+
 def open_method(spec: MethodSpec, task: Task, student: Net, teachers: Sequence[Net]) -> Distiller:
     """The method a recipe names over its nets, summed with those under `also`."""
     each = [_open(one, task, student, teachers) for one in (spec, *spec.also)]
