@@ -59,7 +59,7 @@ def export_fp16(run: RunFolder, out: Out = None, images: Images = 64, as_json: A
 def export_int8(
     run: RunFolder,
     fp16_scales: Annotated[
-        bool, typer.Option("--fp16-scales", help="For TensorRT 10.12 and later; else for older ones and the CPU.")
+        bool, typer.Option("--fp16-scales", help="For TensorRT 10.12 and later; else for older ones.")
     ] = False,
     out: Out = None,
     as_json: AsJson = False,
