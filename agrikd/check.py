@@ -307,10 +307,12 @@ def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
     return np.array(rows if several else [], np.int64)
 
 
-def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The fold of each row; groups and copies stay together."""
+def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The fold of each row, `most` in all or one a photo (or group) of the smallest class; copies stay together."""
     together = [manifest.rows[i].group or photos[i].sha256 for i in rows]
-    return folds([str(manifest.rows[i].target) for i in rows], count, 0, together)
+    targets = [str(manifest.rows[i].target) for i in rows]
+    units = Counter(target for target, _ in set(zip(targets, together, strict=True)))
+    return folds(targets, min(most, *units.values()), 0, together)
 
 
 def _targets(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:

