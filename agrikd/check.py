@@ -169,8 +169,9 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
         known = Checkup(manifest, (), tuple(pairs), photos=tuple(photos))
         rows = _foldable(manifest, photos)
         if not len(rows):
-            none = (f"labels and short cuts: no two classes with {FOLDS} readable photos (or groups) each",)
-            return replace(known, findings=_sorted(found), not_checked=none)
+            why = f"no two classes with {FOLDS} readable photos (or groups) each"
+            why = "the labels are taken as numbers, not as names of classes" if manifest.numeric else why
+            return replace(known, findings=_sorted(found), not_checked=(f"labels and short cuts: {why}",))
         target = _targets(manifest, rows)
         paths, fold = [manifest.rows[row].path for row in rows], _folds(manifest, photos, rows, FOLDS)
         told = shortcuts.look(looks.small(paths), target, fold)
@@ -213,7 +214,11 @@ def fix(checkup: Checkup) -> tuple[Manifest, list[str]]:
     pairs = zip(manifest.rows, checkup.photos, strict=True)
     rest = (replace(row, sha256=photo.sha256) for row, photo in pairs if row.path not in out)
     fixed = Manifest(tuple(rest), manifest.root)
-    if lost := sorted(set(manifest.classes) - {fixed.rows[i].target for i in fixed.indices("train", labelled=True)}):
+    taught = {str(fixed.rows[i].target) for i in fixed.indices("train", labelled=True)}
+    lost = sorted(set(manifest.classes) - taught)
+    if manifest.numeric:
+        lost = [] if taught else ["every number"]
+    if lost:
         wrong = f"would be left without a photo in train: {', '.join(lost)}"
         raise InputError(Problem(str(manifest.root), wrong, "split the dataset anew: agrikd data split"))
     return fixed, [f"left out {n} {why}" for why, n in sorted(Counter(out.values()).items())]
@@ -293,7 +298,12 @@ def _shortcut(one: Shortcut) -> Finding:
 
 
 def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
-    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left."""
+    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left.
+
+    Numbers are no classes: of them there is none.
+    """
+    if manifest.numeric:
+        return np.array([], np.int64)
     known = [
         i
         for i, (row, photo) in enumerate(zip(manifest.rows, photos, strict=True))

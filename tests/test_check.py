@@ -243,6 +243,24 @@ class TestFindings:
         found = check.check(Manifest(tuple(rows), tmp_path))
         assert found.label_accuracy is not None and not found.not_checked
 
+    def test_numbers_are_no_classes(self, tmp_path: Path) -> None:
+        """Twenty photos show one number, so it could be folded; each other number stands once, some in test alone."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target=f"{max(0, n - 19) / 2:g}") for n in range(45)]
+        rows += [replace(photo(tmp_path, f"{n}.jpg", n), target="12.5" if n % 2 else "0") for n in range(45, 55)]
+        rows[-1] = replace(rows[-1], target="99", split="test")
+        shutil.copy(tmp_path / rows[0].path, tmp_path / "copy.jpg")
+        rows.append(replace(rows[0], path="copy.jpg"))
+        found = check.check(Manifest(tuple(rows), tmp_path))
+        assert found.not_checked == ("labels and short cuts: the labels are taken as numbers, not as names of classes",)
+        assert found.counts() == {"copy": 1}
+        fixed, said = check.fix(found)
+        assert len(fixed.rows) == 55 and said == ["left out 1 copies of a photo that is kept"]
+
+    def test_numbers_need_one_to_learn_from(self, tmp_path: Path) -> None:
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target=f"{n}", split="test") for n in range(22)]
+        with pytest.raises(InputError, match="left without a photo in train: every number"):
+            check.fix(check.check(Manifest(tuple(rows), tmp_path)))
+
     def test_exif_times_a_minute_apart_are_one_moment(self, tmp_path: Path) -> None:
         times = ["2026:05:01 10:00:00", "2026:05:01 10:00:50", "2026:05:01 10:05:00", "no time"]
         for number, time in enumerate(times):
