@@ -271,6 +271,17 @@ class TestFindings:
         assert finding.paths == ("IMG_0.jpg", "IMG_1.jpg")
 
     @pytest.mark.parametrize(
+        ("said", "taken"), [("0001:01:01 00:00:00", "0001-01-01T00:00:00"), ("2026:05:01 10:00:60", "")]
+    )
+    def test_exif_times_of_no_clock(self, said: str, taken: str, tmp_path: Path) -> None:
+        """A camera whose clock was never set, and one that counts to sixty."""
+        names = [photo(tmp_path, f"leaf{n}.jpg", n, said).path for n in range(2)]
+        with Looks(tmp_path) as looks:
+            looked = looks.at(names)
+        assert [one.taken for one in looked] == [taken] * 2
+        assert [moment.by for moment in guess(looked)] == (["time"] if taken else [])
+
+    @pytest.mark.parametrize(
         ("names", "groups"),
         [
             (["plant12_1", "plant12_2", "plant13_1", "plant13_2"], {"plant12": 2, "plant13": 2}),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ TINY = 48
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF", "webp": "WEBP"}
 _ORIENTATION, _TAKEN, _CAMERA, _EXIF_IFD, _BITS = 0x0112, 0x9003, 0x0110, 0x8769, 258
 _SAVE_EVERY_S = 2.0
-_VERSION = 3
+_VERSION = 4
 """Of what a look says; another version looks again."""
 
 
@@ -210,7 +211,7 @@ def _sixteen_bits(data: bytes, picture: Any) -> bool:
 def _time(text: Any) -> str:
     """EXIF's YYYY:MM:DD HH:MM:SS as ISO 8601; "" for what is no time."""
     try:
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S"))
+        return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
     except ValueError:
         return ""
 
