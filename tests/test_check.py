@@ -354,6 +354,18 @@ def test_decoding_is_never_stopped_by_a_head_that_lies(tmp_path: Path) -> None:
         assert [one.path for one in looks.at(["a.jpg", "b.jpg"])] == ["a.jpg", "b.jpg"]
 
 
+def test_a_picture_of_several_pages_that_is_cut_in_a_later_one(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pages = [Image.fromarray(np.full((96, 96, 3), shade, np.uint8)) for shade in (0, 99, 200)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
+    with Looks(tmp_path) as looks:
+        (found,) = looks.at(["a.tif"])
+    assert found.readable and not found.defects
+
+
 def test_a_tiny_photo_is_still_compared(tmp_path: Path) -> None:
     row = photo(tmp_path, "a.jpg", 3)
     image.write_jpeg(tmp_path / "b.jpg", image.resize(image.read(tmp_path / row.path), (40, 40)))

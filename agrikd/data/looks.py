@@ -185,13 +185,14 @@ def _read_head(data: bytes, path: str) -> tuple[str, str, tuple[str, ...]]:
             picture = Pillow.open(io.BytesIO(data))
             exif = picture.getexif()
             detail = exif.get_ifd(_EXIF_IFD)
+            pages = getattr(picture, "n_frames", 1)
     except Exception:  # OpenCV could read the pixels; whatever Pillow stumbles over in the head tells us nothing
         return "", "", ()
     suffix = path.rpartition(".")[2].casefold()
     found = {
         "cmyk": picture.mode == "CMYK",
         "16-bit": _sixteen_bits(data, picture),
-        "animated": getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO",
+        "animated": pages > 1 and picture.format != "MPO",
         "misnamed": _FORMATS.get(suffix) != {"MPO": "JPEG"}.get(str(picture.format), picture.format),
         "turned": exif.get(_ORIENTATION, 1) not in (0, 1),
     }
