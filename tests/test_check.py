@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from agrikd.data.manifest import Manifest, Row
 from agrikd.data.moments import guess
 from agrikd.data.sources import survey
 from agrikd.data.synthetic import SyntheticConfig, write_dataset
-from agrikd.errors import InputError, StorageError
+from agrikd.errors import InputError, Problem, StorageError
 
 REAL = {"cls-coffee-leaf": 544, "cls-plantvillage-mini": 1120, "cls-deepweeds-seasons/season1": 600}
 KNOWN = frozenset({"train/healthy/coffee_0758.jpg", "train/healthy/coffee_0759.jpg"})
@@ -224,6 +225,25 @@ class TestFindings:
         check.check(Manifest((row,), tmp_path))
         (tmp_path / "a.jpg").write_bytes(b"")
         assert paths(check.check(Manifest((row,), tmp_path)), "broken") == {"a.jpg"}
+
+    def test_a_photo_that_could_not_be_read_is_looked_at_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: Path) -> bytes:
+            raise InputError(Problem(str(path), "cannot be read (Input/output error)"))
+
+        name = photo(tmp_path, "a.jpg", 0).path
+        with Looks(tmp_path) as looks:
+            with monkeypatch.context() as patched:
+                patched.setattr(files, "read_bytes", refuse)
+                assert looks.at([name])[0].defects == ("missing",)
+            assert looks.at([name])[0].readable
+
+    def test_an_empty_photo_from_the_beginning_of_time(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jpg").touch()
+        os.utime(tmp_path / "a.jpg", (0, 0))
+        with Looks(tmp_path) as looks:
+            assert looks.at(["a.jpg"])[0].defects == ("empty",)
 
     def test_a_photo_that_is_not_there(self, tmp_path: Path) -> None:
         found = check.check(Manifest((Row("gone.jpg", "a", "train"),), tmp_path))
