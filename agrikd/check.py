@@ -153,7 +153,8 @@ def open_data(path: Path, root: Path | None = None) -> Manifest:
     if path.is_dir() and (path / "manifest.csv").is_file():
         path = path / "manifest.csv"
     manifest = survey(path) if path.is_dir() else manifests.load(path, root)
-    strange = [row.path for row in manifest.rows if any("\ud800" <= letter <= "\udfff" for letter in row.path)]
+    names = [str(manifest.root), *(row.path for row in manifest.rows)]
+    strange = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     if strange:
         raise InputError(Problem(repr(name), "the name is not UTF-8", "rename the file") for name in strange)
     return manifest

@@ -356,6 +356,13 @@ class TestVerb:
         with pytest.raises(InputError, match="not UTF-8"):
             check.open_data(tmp_path)
 
+    def test_a_folder_above_the_photos_whose_name_is_no_text(self, tmp_path: Path) -> None:
+        above = tmp_path / "\udcff" / "photos"
+        (above / "a").mkdir(parents=True)
+        (above / "a" / "1.jpg").write_bytes(b"x")
+        done = CliRunner().invoke(app, ["data", "check", str(above)])
+        assert done.exit_code == 2 and "the name is not UTF-8" in done.stderr
+
     def test_a_damaged_memory_is_named(self, spoilt: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path))
         looks = Looks(spoilt.root)
