@@ -78,7 +78,10 @@ KINDS = {
     ),
     "leaked copy": Kind("One picture in two splits", True, _LEAK, _SPLIT),
     "contradiction": Kind(
-        "One picture, two labels", True, "One of the labels is wrong.", "keep the right one; --fix leaves out both"
+        "One picture, two labels",
+        True,
+        "One of the labels is wrong.",
+        "keep the right one; --fix leaves out all of them",
     ),
     "straddling group": Kind(
         "One group in two splits", True, _LEAK, "agrikd data split MANIFEST, or --fix keeps its test part"
@@ -193,38 +196,6 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     return replace(known, findings=_sorted(found), features=str(NET.timm), label_accuracy=accuracy)
 
 
-def fix(checkup: Checkup) -> tuple[Manifest, list[str]]:
-    """A manifest without what makes figures untrue, and what was left out, as sentences.
-
-    Of copies and of a straddling group the part that judges is kept. Labels and guesses are not touched: they want
-    a person. Raises `InputError` where a class would be left without a photo to learn from.
-    """
-    manifest = checkup.manifest
-    row_of = {row.path: row for row in manifest.rows}
-    out: dict[str, str] = {}
-    for finding in checkup.findings:
-        if finding.kind in ("broken", "changed", "contradiction"):
-            out |= dict.fromkeys(finding.paths, KINDS[finding.kind].title.lower())
-    for paths in _linked(pair.paths for pair in checkup.duplicates):
-        kept = sorted((row_of[path] for path in paths if path not in out), key=_worth)
-        out |= dict.fromkeys((row.path for row in kept[1:]), "copies of a photo that is kept")
-    for rows in _by_group(manifest).values():
-        here = [row for row in rows if row.path not in out]
-        best = max((row.split for row in here), key=SPLITS.index, default="")
-        out |= dict.fromkeys((row.path for row in here if row.split != best), "photos of a group that judges")
-    pairs = zip(manifest.rows, checkup.photos, strict=True)
-    rest = (replace(row, sha256=photo.sha256) for row, photo in pairs if row.path not in out)
-    fixed = Manifest(tuple(rest), manifest.root)
-    taught = {str(fixed.rows[i].target) for i in fixed.indices("train", labelled=True)}
-    lost = sorted(set(manifest.classes) - taught)
-    if manifest.numeric:
-        lost = [] if taught else ["every number"]
-    if lost:
-        wrong = f"would be left without a photo in train: {', '.join(lost)}"
-        raise InputError(Problem(str(manifest.root), wrong, "split the dataset anew: agrikd data split"))
-    return fixed, [f"left out {n} {why}" for why, n in sorted(Counter(out.values()).items())]
-
-
 def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
     found = []
     for row, photo in zip(manifest.rows, photos, strict=True):
@@ -236,26 +207,32 @@ def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
     return found
 
 
-def _copies(manifest: Manifest, pairs: Iterable[Pair]) -> list[Finding]:
+def _copies(manifest: Manifest, pairs: Sequence[Pair]) -> list[Finding]:
     row_of = {row.path: row for row in manifest.rows}
-    found = []
+    found, contrary = [], set()
+    for paths in duplicates.linked(pair.paths for pair in pairs):
+        labels = sorted({target for path in paths if (target := row_of[path].target)})
+        if len(labels) > 1:
+            contrary.update(paths)
+            weakest = min((pair for pair in pairs if pair.paths[0] in paths), key=lambda pair: pair.agreement)
+            said = f"{_same(weakest)}, labelled {' and '.join(labels)}"
+            found.append(Finding("contradiction", tuple(paths), said))
     for pair in pairs:
-        rows = [row_of[path] for path in pair.paths]
-        same = "the same bytes" if pair.kind == "exact" else f"the same picture (agreement {pair.agreement:.2f})"
-        splits = " and ".join(row.split for row in rows)
-        if len({row.target for row in rows} - {None}) > 1:
-            said = f"{same}, labelled {' and '.join(str(row.target) for row in rows)}"
-            found.append(Finding("contradiction", pair.paths, said))
-        if rows[0].split != rows[1].split:
-            found.append(Finding("leaked copy", pair.paths, f"{same}, in {splits}"))
-        elif len({row.target for row in rows} - {None}) < 2:
-            found.append(Finding("copy", pair.paths, f"{same}, both in {rows[0].split}"))
+        one, other = (row_of[path].split for path in pair.paths)
+        if one != other:
+            found.append(Finding("leaked copy", pair.paths, f"{_same(pair)}, in {one} and {other}"))
+        elif pair.paths[0] not in contrary:
+            found.append(Finding("copy", pair.paths, f"{_same(pair)}, both in {one}"))
     return found
+
+
+def _same(pair: Pair) -> str:
+    return "the same bytes" if pair.kind == "exact" else f"the same picture (agreement {pair.agreement:.2f})"
 
 
 def _groups(manifest: Manifest) -> list[Finding]:
     found = []
-    for group, rows in _by_group(manifest).items():
+    for group, rows in by_group(manifest).items():
         if len(splits := sorted({row.split for row in rows}, key=SPLITS.index)) > 1:
             said = f"group {group!r}: {len(rows)} photos in {' and '.join(splits)}"
             found.append(Finding("straddling group", tuple(_one_a_split(rows)), said))
@@ -353,7 +330,8 @@ def net_size(photos: Sequence[Look]) -> tuple[int, int]:
     return height, width
 
 
-def _by_group(manifest: Manifest) -> dict[str, list[Row]]:
+def by_group(manifest: Manifest) -> dict[str, list[Row]]:
+    """The rows of each group that is named."""
     found = defaultdict(list)
     for row in manifest.rows:
         if row.group:
@@ -366,22 +344,6 @@ def _one_a_split(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         first.setdefault(row.split, row.path)
     return list(first.values())
-
-
-def _linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Paths joined by pairs, over however many steps."""
-    sets: dict[str, list[str]] = {}
-    for a, b in pairs:
-        one, other = sets.setdefault(a, [a]), sets.setdefault(b, [b])
-        if one is not other:
-            one += other
-            sets.update(dict.fromkeys(other, one))
-    return list({id(found): found for found in sets.values()}.values())
-
-
-def _worth(row: Row) -> tuple[int, bool, str]:
-    """Of copies the first by this is kept: what judges, then what is labelled."""
-    return -SPLITS.index(row.split), row.target is None, row.path
 
 
 def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from agrikd import check, files, image
+from agrikd import check, files, image, mend
 from agrikd.check import KINDS, Checkup
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
@@ -83,15 +83,21 @@ class TestDrawnLeaves:
         assert not checkup.honest
 
     def test_fix_leaves_nothing_grave_and_says_what_it_left_out(self, checkup: Checkup, tmp_path: Path) -> None:
-        fixed, said = check.fix(checkup)
+        fixed, said = mend.fix(checkup)
         manifests.write(fixed, tmp_path / "fixed.csv")
         again = check.check(manifests.read(tmp_path / "fixed.csv", fixed.root), look_at_labels=False)
         assert again.honest and not again.duplicates
-        assert len(checkup.manifest.rows) - len(fixed.rows) == 6 + 22 + 3
-        assert sum(int(sentence.split()[2]) for sentence in said) == 6 + 22 + 3
+        kept = {row.path for row in fixed.rows}
+        rows = [row for row in checkup.manifest.rows if row.path not in kept]
+        assert sum(int(sentence.split()[2]) for sentence in said) == len(rows)
+        copies = {path for pair in checkup.duplicates for path in pair.paths}
+        leaked = {path for finding in checkup.findings if finding.kind == "leaked copy" for path in finding.paths}
+        judging = {row.group for row in checkup.manifest.rows if row.path in leaked} - {""}
+        mates = {row.path for row in rows if row.group in judging and row.path not in copies}  # of a plant that judges
+        assert len(rows) - len(mates) == 6 + 22 + 3 and len(mates) == 15
 
     def test_fix_keeps_what_judges(self, checkup: Checkup) -> None:
-        fixed, _ = check.fix(checkup)
+        fixed, _ = mend.fix(checkup)
         split = {row.path: row.split for row in checkup.manifest.rows}
         kept = {row.path for row in fixed.rows}
         leaked = [finding.paths for finding in checkup.findings if finding.kind == "leaked copy"]
@@ -212,9 +218,38 @@ class TestFindings:
         shutil.copy(tmp_path / "0.jpg", tmp_path / "copy.jpg")
         found = check.check(Manifest((*rows, Row("copy.jpg", "b", "train")), tmp_path))
         assert paths(found, "contradiction") == {"0.jpg"}
-        fixed, said = check.fix(found)
+        fixed, said = mend.fix(found)
         assert {row.path for row in fixed.rows} == {"1.jpg", "2.jpg", "3.jpg"}
         assert said == ["left out 2 one picture, two labels"]
+
+    @pytest.mark.parametrize("unlabelled", ["0.jpg", "1.jpg", "2.jpg"])
+    def test_two_labels_among_three_copies(self, unlabelled: str, tmp_path: Path) -> None:
+        """Pairs all lead from the first copy, which here may be the one without a label."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", 0), target="ab"[n % 2]) for n in range(3)]
+        others = [replace(photo(tmp_path, f"{n}.jpg", n), target="ab"[n % 2]) for n in range(7, 11)]
+        labels = iter("ab")
+        rows = [replace(row, target=None if row.path == unlabelled else next(labels)) for row in rows]
+        found = check.check(Manifest((*rows, *others), tmp_path), look_at_labels=False)
+        assert [(one.kind, one.paths, one.said) for one in found.findings] == [
+            ("contradiction", ("0.jpg", "1.jpg", "2.jpg"), "the same bytes, labelled a and b")
+        ]
+        fixed, said = mend.fix(found)
+        assert fixed.classes == ("a", "b") and len(fixed.rows) == 4
+        assert said == ["left out 3 one picture, two labels"]
+
+    def test_fix_keeps_the_names_of_copies_and_tears_no_plant(self, tmp_path: Path) -> None:
+        """The leaf in test is a copy of one of plant 7, of which another photo stands in train; so does a fourth
+        photo that is a copy of nothing and belongs to plant 8, as a copy of the first does."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target="ab"[n % 2]) for n in range(8)]
+        for copy in ("seven.jpg", "eight.jpg"):
+            shutil.copy(tmp_path / "0.jpg", tmp_path / copy)
+        rows[0] = replace(rows[0], split="test")
+        rows[2], rows[4] = replace(rows[2], group="plant 7"), replace(rows[4], group="plant 8")
+        rows += [Row("seven.jpg", "a", "train", "plant 7"), Row("eight.jpg", "a", "train", "plant 8", "2026")]
+        fixed, said = mend.fix(check.check(Manifest(tuple(rows), tmp_path), look_at_labels=False))
+        assert {row.path for row in fixed.rows} == {"0.jpg", "1.jpg", "3.jpg", "5.jpg", "6.jpg", "7.jpg"}
+        assert (fixed.rows[0].group, fixed.rows[0].season) == ("plant 8", "2026")
+        assert said == ["left out 4 photos of a group or picture that judges"]
 
     def test_a_photo_that_changed_since_the_manifest(self, tmp_path: Path) -> None:
         row = replace(photo(tmp_path, "a.jpg", 0), sha256="0" * 64)
@@ -273,13 +308,13 @@ class TestFindings:
         found = check.check(Manifest(tuple(rows), tmp_path))
         assert found.not_checked == ("labels and short cuts: the labels are taken as numbers, not as names of classes",)
         assert found.counts() == {"copy": 1}
-        fixed, said = check.fix(found)
+        fixed, said = mend.fix(found)
         assert len(fixed.rows) == 55 and said == ["left out 1 copies of a photo that is kept"]
 
     def test_numbers_need_one_to_learn_from(self, tmp_path: Path) -> None:
         rows = [replace(photo(tmp_path, f"{n}.jpg", n), target=f"{n}", split="test") for n in range(22)]
         with pytest.raises(InputError, match="left without a photo in train: every number"):
-            check.fix(check.check(Manifest(tuple(rows), tmp_path)))
+            mend.fix(check.check(Manifest(tuple(rows), tmp_path)))
 
     def test_exif_times_a_minute_apart_are_one_moment(self, tmp_path: Path) -> None:
         times = ["2026:05:01 10:00:00", "2026:05:01 10:00:50", "2026:05:01 10:05:00", "no time"]
