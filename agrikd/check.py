@@ -76,6 +76,12 @@ KINDS = {
     "changed": Kind(
         "Photos that changed", True, "The manifest was made of another file.", "make the manifest again: agrikd init"
     ),
+    "unfit": Kind(
+        "Photos that no manifest can hold",
+        True,
+        "agrikd refuses a manifest that names them.",
+        "rename or move them as is said beside each, or --fix",
+    ),
     "leaked copy": Kind("One picture in two splits", True, _LEAK, _SPLIT),
     "contradiction": Kind(
         "One picture, two labels",
@@ -204,6 +210,10 @@ def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
             found.append(Finding(kind, (row.path,), f"{defect}: {(BROKEN | ODD)[defect]}"))
         if row.sha256 and photo.sha256 and row.sha256 != photo.sha256:
             found.append(Finding("changed", (row.path,), "its sha256 is not the manifest's"))
+        found += [Finding("unfit", (row.path,), f"{wrong}: {mend}") for wrong, mend in manifests.row_mistakes(row)]
+        for name in manifests.lost_in_csv(row):
+            said = f"the name {name!r} starts or ends with a space, or holds what a CSV cannot: rename it"
+            found.append(Finding("unfit", (row.path,), said))
     return found
 
 

@@ -11,7 +11,7 @@ from agrikd.data.duplicates import linked
 from agrikd.data.manifest import SPLITS, Manifest, Row
 from agrikd.errors import InputError, Problem
 
-_LEFT_OUT = ("broken", "changed", "contradiction")
+_LEFT_OUT = ("broken", "changed", "unfit", "contradiction")
 
 
 def fix(checkup: Checkup) -> tuple[Manifest, list[str]]:

@@ -353,7 +353,7 @@ class TestFindings:
         assert {moment.name: len(moment.paths) for moment in found} == groups
 
     def test_every_kind_says_why_and_what_to_do(self) -> None:
-        assert len(KINDS) == 13
+        assert len(KINDS) == 14
         assert all(kind.title and kind.why and kind.mend for kind in KINDS.values())
 
 
@@ -379,6 +379,38 @@ class TestVerb:
         assert done.exit_code == 0, done.stderr
         again = check.check(manifests.read(tmp_path / "s.csv", spoilt.root), look_at_labels=False)
         assert "leaked copy" not in again.counts() and "straddling group" not in again.counts()
+
+    def test_what_a_manifest_cannot_hold_is_found_and_left_out(self, tmp_path: Path) -> None:
+        """A row of test without a label, no plant in train, and a name that a CSV would not give back."""
+        folders = ["train/a", "train/b", "test/a", "test/b", "not_a_plant", "test/unlabelled", "train/not_a_plant"]
+        for number, folder in enumerate(folders):
+            (tmp_path / "photos" / folder).mkdir(parents=True)
+            photo(tmp_path / "photos", f"{folder}/{number}.jpg", number)
+        photo(tmp_path / "photos", "train/a/two\nlines.jpg", 8)
+        fixed = tmp_path / "photos" / "fixed.csv"
+        code, said, words = self.run(tmp_path / "photos", "--no-labels", "--fix", fixed)
+        unfit = {path for one in said["findings"] if one["kind"] == "unfit" for path in one["paths"]}
+        assert code == 1
+        assert unfit == {"test/unlabelled/5.jpg", "train/not_a_plant/6.jpg", "train/a/two\nlines.jpg"}
+        assert "left out 3 photos that no manifest can hold" in words
+        assert [(row.path, row.split) for row in manifests.read(fixed).rows] == [
+            ("not_a_plant/4.jpg", "test"),
+            ("test/a/2.jpg", "test"),
+            ("test/b/3.jpg", "test"),
+            ("train/a/0.jpg", "train"),
+            ("train/b/1.jpg", "train"),
+        ]
+
+    def test_a_class_folder_that_ends_with_a_space(self, tmp_path: Path) -> None:
+        for number, folder in enumerate(["a", "b "]):
+            (tmp_path / folder).mkdir()
+            photo(tmp_path, f"{folder}/{number}.jpg", number)
+        _, said, words = self.run(tmp_path, "--no-labels", "--fix", tmp_path / "fixed.csv")
+        (found,) = [
+            one["said"] for one in files.read_json(tmp_path / "check.json")["findings"] if one["kind"] == "unfit"
+        ]
+        assert found == "the name 'b ' starts or ends with a space, or holds what a CSV cannot: rename it"
+        assert "without a photo in train: b" in words and not said and not (tmp_path / "fixed.csv").exists()
 
     def test_a_fixed_manifest_is_not_written_over_another(self, spoilt: Manifest, tmp_path: Path) -> None:
         (tmp_path / "there.csv").write_text("mine")

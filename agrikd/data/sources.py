@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,12 +70,16 @@ def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
 
 
 def survey(folder: Path) -> Manifest:
-    """What `from_folder` begins with: nothing hashed or left out. A photo whose split is not given stands in train."""
+    """What `from_folder` begins with: nothing hashed or left out.
+
+    A photo whose split is not given stands in train, a picture of no plant in test, since train may not hold it.
+    """
     _require_photos(found := _walk(folder))
     if found.problems:
         raise InputError(found.problems)
-    rows = (replace(row, split=row.split or "train") for row in sorted(found.rows, key=lambda row: row.path))
-    return Manifest(tuple(rows), found.root)
+    rows = sorted(found.rows, key=lambda row: row.path)
+    splits = (row.split or ("test" if row.target == NOT_A_PLANT else "train") for row in rows)
+    return Manifest(tuple(replace(row, split=split) for row, split in zip(rows, splits, strict=True)), found.root)
 
 
 def _walk(folder: Path) -> _Found:
@@ -324,11 +327,9 @@ def _check_rows(found: _Found) -> None:
             found.wrong(row.path, f"has no label and stands in {row.split}", "label it, or move it to 'unlabelled'")
         if row.target == NOT_A_PLANT and row.split == "train":
             found.wrong(row.path, f"is {NOT_A_PLANT} and stands in train", "such pictures belong to val and test")
-        for name in (row.path, row.target or "", row.group, row.season):
-            # What `manifest.read` would not give back: it strips, and CSV in UTF-8 knows no lone surrogates.
-            if name != name.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-                wrong = f"the name {_shown(name)!r} starts or ends with a space, or holds what a CSV cannot"
-                found.wrong(row.path, wrong, "rename it")
+        for name in manifests.lost_in_csv(row):
+            wrong = f"the name {_shown(name)!r} starts or ends with a space, or holds what a CSV cannot"
+            found.wrong(row.path, wrong, "rename it")
 
 
 def _check_classes(found: _Found) -> None:
