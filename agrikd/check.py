@@ -26,7 +26,7 @@ from agrikd.data.loader import Loader, PixelCache
 from agrikd.data.looks import BROKEN, ODD, Look, Looks
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
 from agrikd.data.shortcuts import Shortcut
-from agrikd.data.sources import survey
+from agrikd.data.sources import is_file, survey
 from agrikd.data.splits import folds
 from agrikd.errors import InputError, Problem
 from agrikd.nets.cached import FeatureStore
@@ -158,7 +158,10 @@ class Checkup:
 
 
 def open_data(path: Path, root: Path | None = None) -> Manifest:
-    """The rows of a manifest, or of a folder (by its manifest.csv, else by its folders' names), as they stand."""
+    """The rows of a manifest, or of a folder (by its manifest.csv, else by its folders' names), as they stand.
+
+    Raises `InputError` where no photo of a manifest is there, or a name is no text.
+    """
     if path.is_dir() and (path / "manifest.csv").is_file():
         path = path / "manifest.csv"
     manifest = survey(path) if path.is_dir() else manifests.load(path, root)
@@ -166,6 +169,9 @@ def open_data(path: Path, root: Path | None = None) -> Manifest:
     strange = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     if strange:
         raise InputError(Problem(repr(name), "the name is not UTF-8", "rename the file") for name in strange)
+    if not path.is_dir() and not any(is_file(manifest.root / row.path) for row in manifest.rows):
+        wrong = f"none of its {len(manifest.rows)} photos is in {manifest.root}"
+        raise InputError(Problem(str(path), wrong, "name the folder that its paths start from with --root"))
     return manifest
 
 

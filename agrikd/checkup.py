@@ -75,7 +75,10 @@ def run(path: Path, root: Path | None, out: Path | None, fixed: Path | None, loo
         return Written(checkup, page, data)
     manifest, said = mend.fix(checkup)
     manifests.write(manifest, fixed)
-    return Written(checkup, page, data, (*said, f"wrote {len(manifest.rows)} of {len(checkup.photos)} rows: {fixed}"))
+    said.append(f"wrote {len(manifest.rows)} of {len(checkup.photos)} rows: {fixed}")
+    if fixed.parent.resolve() != manifest.root:
+        said.append(f"its paths start from {manifest.root}: name that with --root, and as data.root in recipes")
+    return Written(checkup, page, data, tuple(said))
 
 
 def write_page(page: Path, checkup: Checkup, title: str, json: str) -> None:

@@ -417,6 +417,15 @@ class TestVerb:
         code, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", tmp_path / "there.csv")
         assert code == 2 and "there already" in said and (tmp_path / "there.csv").read_text() == "mine"
 
+    @pytest.mark.parametrize("verb", ["check", "show"])
+    def test_photos_that_lie_elsewhere(self, verb: str, spoilt: Manifest, tmp_path: Path) -> None:
+        fixed = tmp_path / "fixed.csv"
+        _, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", fixed)
+        assert f"its paths start from {spoilt.root}: name that with --root" in " ".join(said.split())
+        done = CliRunner().invoke(app, ["data", verb, str(fixed)])
+        assert done.exit_code == 2 and done.stderr.count("\n") < 6
+        assert f"photos is in {tmp_path}" in " ".join(done.stderr.split()) and "--root" in done.stderr
+
     def test_a_name_that_is_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "\udcff.jpg").write_bytes(b"x")

@@ -234,7 +234,7 @@ def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) ->
         tried = Path(os.path.normpath(found.root.joinpath(*above, cells["path"].replace("\\", "/"))))
         if cells["path"] and all(above) and tried.is_relative_to(found.root):
             looked.append(tried.relative_to(found.root).as_posix())
-            if _is_file(tried):
+            if is_file(tried):
                 photo = looked[-1]
                 places[place] += 1
                 break
@@ -249,7 +249,8 @@ def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) ->
     return problems
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a file can be seen at any path that a person may write."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, a folder that may not be entered, a null byte
