@@ -248,7 +248,7 @@ def join(
 ) -> None:
     """Join seasons: the photos of several manifests in one, each once, with its label, split, group and season.
 
-    One photo with two labels, or in two splits, is refused. A recipe is written beside it.
+    One photo with two labels, or in two splits, groups or seasons, is refused. A recipe is written beside it.
 
     Example: agrikd data join season-2026/manifest.csv season-2027/manifest.csv --out both.csv
     """
