@@ -226,7 +226,9 @@ def _about_pairs(manifest: Manifest, pairs: Pairs, findings: Path) -> list[str]:
     kept = sum(one in known and other in known for one, other in pairs)
     said = [f"{kept} pairs of duplicates in {findings} stay together"]
     if lost := len({path for pair in pairs for path in pair} - known):
-        said.append(f"{lost} photos named in {findings} are not in the manifest: their pairs keep nothing together")
+        said.append(
+            f"{lost} photos named in {findings} are not in the manifest: what is paired with one stays together"
+        )
     return said
 
 
