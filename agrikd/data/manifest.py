@@ -215,6 +215,8 @@ def require_files(manifest: Manifest, where: str) -> None:
 
 def _row(values: dict[str, str]) -> Row:
     text = {name: value.strip() for name, value in values.items()}
+    if "sha256" in text:
+        text["sha256"] = text["sha256"].lower()  # some tools print it in capitals
     return Row(text.pop("path"), text.pop("target") or None, text.pop("split"), **text)
 
 
