@@ -135,7 +135,7 @@ def resplit(
     after = draw(before, config, pairs or ())
     target = {row.path: row.target for row in labelled.rows}
     manifests.write(replace(after, rows=tuple(replace(row, target=target[row.path]) for row in after.rows)), out)
-    said = _assumptions(before, after, config) + _about_root(before, out)
+    said = [*_about_numbers(labelled), *_assumptions(before, after, config), *_about_root(before, out)]
     said += _about_pairs(before, pairs, findings) if findings and pairs is not None else [_not_looked(source)]
     return Resplit(out, _counts(after), tuple(said))
 
@@ -211,6 +211,12 @@ def _assumptions(before: Manifest, after: Manifest, config: SplitConfig) -> list
         if wanted and absent:
             said.append(f"{split} holds no photo of {', '.join(sorted(absent))}")
     return said
+
+
+def _about_numbers(manifest: Manifest) -> list[str]:
+    if not manifest.numeric:
+        return []
+    return ["the labels are taken as numbers, not as names of classes: each range of them is split like a class"]
 
 
 def _about_root(manifest: Manifest, out: Path) -> list[str]:

@@ -251,6 +251,7 @@ def test_numbers_are_split_over_all_of_their_range(tmp_path: Path) -> None:
     photos = [Row(f"{n}.jpg", f"{value:g}", "train", f"plant {n // 2}") for n, value in enumerate(values)]
     made = resplit(saved(tmp_path, photos), SplitConfig(train=0.6, val=0.2, test=0.2))
     after = manifests.load(made.manifest)
+    assert made.assumptions[0].startswith("the labels are taken as numbers, not as names of classes")
     assert {row.path: row.target for row in after.rows} == {row.path: row.target for row in photos}
     of = {split: [float(str(row.target)) for row in after.rows if row.split == split] for split in ("train", "test")}
     assert len(of["test"]) == 20 and max(of["test"]) > 20 and of["test"].count(0) in (3, 4, 5)
