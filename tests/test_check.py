@@ -418,6 +418,18 @@ class TestVerb:
         assert code == 2 and "there already" in said and (tmp_path / "there.csv").read_text() == "mine"
 
     @pytest.mark.parametrize("verb", ["check", "show"])
+    def test_what_is_no_photo_is_said_once(self, verb: str, tmp_path: Path) -> None:
+        for number, name in enumerate(["a", "b"]):
+            (tmp_path / name).mkdir()
+            photo(tmp_path, f"{name}/{number}.jpg", number)
+        for name in ("a/1.HEIC", "b/.hidden"):
+            (tmp_path / name).touch()
+        (tmp_path / "b" / "again").symlink_to(tmp_path)
+        said = CliRunner().invoke(app, ["data", verb, str(tmp_path)]).stderr
+        for words in ("1 files that are no pictures: 1.HEIC", "1 hidden files", "1 links back into a folder"):
+            assert said.count(f"· skipped {words}") == 1
+
+    @pytest.mark.parametrize("verb", ["check", "show"])
     def test_photos_that_lie_elsewhere(self, verb: str, spoilt: Manifest, tmp_path: Path) -> None:
         fixed = tmp_path / "fixed.csv"
         _, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", fixed)

@@ -57,6 +57,14 @@ class _Found:
     def wrong(self, path: str, wrong: str, mend: str = "") -> None:
         self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
 
+    def skipped(self) -> list[str]:
+        counts = {
+            f"files that are no pictures: {_names(self.other_files)}": len(self.other_files),
+            "hidden files or folders": self.hidden,
+            "links back into a folder already seen": self.loops,
+        }
+        return [f"skipped {count} {what}" for what, count in counts.items() if count]
+
 
 def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
     """Read `folder/<class>/…`, `folder/<train, val or test>/<class>/…`, or photos in no class folder (unlabelled).
@@ -70,13 +78,15 @@ def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
 
 
 def survey(folder: Path) -> Manifest:
-    """What `from_folder` begins with: nothing hashed or left out.
+    """What `from_folder` begins with: nothing hashed or left out; what is no photo is said.
 
     A photo whose split is not given stands in train, a picture of no plant in test, since train may not hold it.
     """
     _require_photos(found := _walk(folder))
     if found.problems:
         raise InputError(found.problems)
+    for sentence in found.skipped():
+        console.say(f"· {sentence}")
     rows = sorted(found.rows, key=lambda row: row.path)
     splits = (row.split or ("test" if row.target == NOT_A_PLANT else "train") for row in rows)
     return Manifest(tuple(replace(row, split=split) for row, split in zip(rows, splits, strict=True)), found.root)
@@ -276,13 +286,7 @@ def _finish(found: _Found, seed: int) -> tuple[Manifest, list[str]]:
         raise InputError(problems)
     if made.classes and not any(row.group for row in made.rows):
         found.said.append("no groups known: photos of one plant may stand in both train and test")
-    if found.other_files:
-        found.said.append(f"skipped {len(found.other_files)} files that are no pictures: {_names(found.other_files)}")
-    if found.hidden:
-        found.said.append(f"skipped {found.hidden} hidden files or folders")
-    if found.loops:
-        found.said.append(f"skipped {found.loops} links back into a folder already seen")
-    return made, found.said
+    return made, [*found.said, *found.skipped()]
 
 
 def _require_photos(found: _Found) -> None:
