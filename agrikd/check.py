@@ -26,7 +26,7 @@ from agrikd.data.loader import Loader, PixelCache
 from agrikd.data.looks import BROKEN, ODD, Look, Looks
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
 from agrikd.data.shortcuts import Shortcut
-from agrikd.data.sources import survey
+from agrikd.data.sources import is_file, survey
 from agrikd.data.splits import folds
 from agrikd.errors import InputError, Problem
 from agrikd.nets.cached import FeatureStore
@@ -76,9 +76,18 @@ KINDS = {
     "changed": Kind(
         "Photos that changed", True, "The manifest was made of another file.", "make the manifest again: agrikd init"
     ),
+    "unfit": Kind(
+        "Photos that no manifest can hold",
+        True,
+        "agrikd refuses a manifest that names them.",
+        "rename or move them as is said beside each, or --fix",
+    ),
     "leaked copy": Kind("One picture in two splits", True, _LEAK, _SPLIT),
     "contradiction": Kind(
-        "One picture, two labels", True, "One of the labels is wrong.", "keep the right one; --fix leaves out both"
+        "One picture, two labels",
+        True,
+        "One of the labels is wrong.",
+        "keep the right one; --fix leaves out all of them",
     ),
     "straddling group": Kind(
         "One group in two splits", True, _LEAK, "agrikd data split MANIFEST, or --fix keeps its test part"
@@ -149,13 +158,20 @@ class Checkup:
 
 
 def open_data(path: Path, root: Path | None = None) -> Manifest:
-    """The rows of a manifest, or of a folder (by its manifest.csv, else by its folders' names), as they stand."""
+    """The rows of a manifest, or of a folder (by its manifest.csv, else by its folders' names), as they stand.
+
+    Raises `InputError` where no photo of a manifest is there, or a name is no text.
+    """
     if path.is_dir() and (path / "manifest.csv").is_file():
         path = path / "manifest.csv"
     manifest = survey(path) if path.is_dir() else manifests.load(path, root)
-    strange = [row.path for row in manifest.rows if any("\ud800" <= letter <= "\udfff" for letter in row.path)]
+    names = [str(manifest.root), *(row.path for row in manifest.rows)]
+    strange = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     if strange:
         raise InputError(Problem(repr(name), "the name is not UTF-8", "rename the file") for name in strange)
+    if not path.is_dir() and not any(is_file(manifest.root / row.path) for row in manifest.rows):
+        wrong = f"none of its {len(manifest.rows)} photos is in {manifest.root}"
+        raise InputError(Problem(str(path), wrong, "name the folder that its paths start from with --root"))
     return manifest
 
 
@@ -169,8 +185,9 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
         known = Checkup(manifest, (), tuple(pairs), photos=tuple(photos))
         rows = _foldable(manifest, photos)
         if not len(rows):
-            none = (f"labels and short cuts: no two classes with {FOLDS} readable photos (or groups) each",)
-            return replace(known, findings=_sorted(found), not_checked=none)
+            why = f"no two classes with {FOLDS} readable photos (or groups) each"
+            why = "the labels are taken as numbers, not as names of classes" if manifest.numeric else why
+            return replace(known, findings=_sorted(found), not_checked=(f"labels and short cuts: {why}",))
         target = _targets(manifest, rows)
         paths, fold = [manifest.rows[row].path for row in rows], _folds(manifest, photos, rows, FOLDS)
         told = shortcuts.look(looks.small(paths), target, fold)
@@ -191,34 +208,6 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     return replace(known, findings=_sorted(found), features=str(NET.timm), label_accuracy=accuracy)
 
 
-def fix(checkup: Checkup) -> tuple[Manifest, list[str]]:
-    """A manifest without what makes figures untrue, and what was left out, as sentences.
-
-    Of copies and of a straddling group the part that judges is kept. Labels and guesses are not touched: they want
-    a person. Raises `InputError` where a class would be left without a photo to learn from.
-    """
-    manifest = checkup.manifest
-    row_of = {row.path: row for row in manifest.rows}
-    out: dict[str, str] = {}
-    for finding in checkup.findings:
-        if finding.kind in ("broken", "changed", "contradiction"):
-            out |= dict.fromkeys(finding.paths, KINDS[finding.kind].title.lower())
-    for paths in _linked(pair.paths for pair in checkup.duplicates):
-        kept = sorted((row_of[path] for path in paths if path not in out), key=_worth)
-        out |= dict.fromkeys((row.path for row in kept[1:]), "copies of a photo that is kept")
-    for rows in _by_group(manifest).values():
-        here = [row for row in rows if row.path not in out]
-        best = max((row.split for row in here), key=SPLITS.index, default="")
-        out |= dict.fromkeys((row.path for row in here if row.split != best), "photos of a group that judges")
-    pairs = zip(manifest.rows, checkup.photos, strict=True)
-    rest = (replace(row, sha256=photo.sha256) for row, photo in pairs if row.path not in out)
-    fixed = Manifest(tuple(rest), manifest.root)
-    if lost := sorted(set(manifest.classes) - {fixed.rows[i].target for i in fixed.indices("train", labelled=True)}):
-        wrong = f"would be left without a photo in train: {', '.join(lost)}"
-        raise InputError(Problem(str(manifest.root), wrong, "split the dataset anew: agrikd data split"))
-    return fixed, [f"left out {n} {why}" for why, n in sorted(Counter(out.values()).items())]
-
-
 def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
     found = []
     for row, photo in zip(manifest.rows, photos, strict=True):
@@ -227,29 +216,39 @@ def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
             found.append(Finding(kind, (row.path,), f"{defect}: {(BROKEN | ODD)[defect]}"))
         if row.sha256 and photo.sha256 and row.sha256 != photo.sha256:
             found.append(Finding("changed", (row.path,), "its sha256 is not the manifest's"))
+        found += [Finding("unfit", (row.path,), f"{wrong}: {mend}") for wrong, mend in manifests.row_mistakes(row)]
+        for name in manifests.lost_in_csv(row):
+            said = f"the name {name!r} starts or ends with a space, or holds what a CSV cannot: rename it"
+            found.append(Finding("unfit", (row.path,), said))
     return found
 
 
-def _copies(manifest: Manifest, pairs: Iterable[Pair]) -> list[Finding]:
+def _copies(manifest: Manifest, pairs: Sequence[Pair]) -> list[Finding]:
     row_of = {row.path: row for row in manifest.rows}
-    found = []
+    found, contrary = [], set()
+    for paths in duplicates.linked(pair.paths for pair in pairs):
+        labels = sorted({target for path in paths if (target := row_of[path].target)})
+        if len(labels) > 1:
+            contrary.update(paths)
+            weakest = min((pair for pair in pairs if pair.paths[0] in paths), key=lambda pair: pair.agreement)
+            said = f"{_same(weakest)}, labelled {' and '.join(labels)}"
+            found.append(Finding("contradiction", tuple(paths), said))
     for pair in pairs:
-        rows = [row_of[path] for path in pair.paths]
-        same = "the same bytes" if pair.kind == "exact" else f"the same picture (agreement {pair.agreement:.2f})"
-        splits = " and ".join(row.split for row in rows)
-        if len({row.target for row in rows} - {None}) > 1:
-            said = f"{same}, labelled {' and '.join(str(row.target) for row in rows)}"
-            found.append(Finding("contradiction", pair.paths, said))
-        if rows[0].split != rows[1].split:
-            found.append(Finding("leaked copy", pair.paths, f"{same}, in {splits}"))
-        elif len({row.target for row in rows} - {None}) < 2:
-            found.append(Finding("copy", pair.paths, f"{same}, both in {rows[0].split}"))
+        one, other = (row_of[path].split for path in pair.paths)
+        if one != other:
+            found.append(Finding("leaked copy", pair.paths, f"{_same(pair)}, in {one} and {other}"))
+        elif pair.paths[0] not in contrary:
+            found.append(Finding("copy", pair.paths, f"{_same(pair)}, both in {one}"))
     return found
+
+
+def _same(pair: Pair) -> str:
+    return "the same bytes" if pair.kind == "exact" else f"the same picture (agreement {pair.agreement:.2f})"
 
 
 def _groups(manifest: Manifest) -> list[Finding]:
     found = []
-    for group, rows in _by_group(manifest).items():
+    for group, rows in by_group(manifest).items():
         if len(splits := sorted({row.split for row in rows}, key=SPLITS.index)) > 1:
             said = f"group {group!r}: {len(rows)} photos in {' and '.join(splits)}"
             found.append(Finding("straddling group", tuple(_one_a_split(rows)), said))
@@ -293,7 +292,12 @@ def _shortcut(one: Shortcut) -> Finding:
 
 
 def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
-    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left."""
+    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left.
+
+    Numbers are no classes: of them there is none.
+    """
+    if manifest.numeric:
+        return np.array([], np.int64)
     known = [
         i
         for i, (row, photo) in enumerate(zip(manifest.rows, photos, strict=True))
@@ -307,10 +311,12 @@ def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
     return np.array(rows if several else [], np.int64)
 
 
-def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The fold of each row; groups and copies stay together."""
+def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The fold of each row, `most` in all or one a photo (or group) of the smallest class; copies stay together."""
     together = [manifest.rows[i].group or photos[i].sha256 for i in rows]
-    return folds([str(manifest.rows[i].target) for i in rows], count, 0, together)
+    targets = [str(manifest.rows[i].target) for i in rows]
+    units = Counter(target for target, _ in set(zip(targets, together, strict=True)))
+    return folds(targets, min(most, *units.values()), 0, together)
 
 
 def _targets(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -340,7 +346,8 @@ def net_size(photos: Sequence[Look]) -> tuple[int, int]:
     return height, width
 
 
-def _by_group(manifest: Manifest) -> dict[str, list[Row]]:
+def by_group(manifest: Manifest) -> dict[str, list[Row]]:
+    """The rows of each group that is named."""
     found = defaultdict(list)
     for row in manifest.rows:
         if row.group:
@@ -353,22 +360,6 @@ def _one_a_split(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         first.setdefault(row.split, row.path)
     return list(first.values())
-
-
-def _linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Paths joined by pairs, over however many steps."""
-    sets: dict[str, list[str]] = {}
-    for a, b in pairs:
-        one, other = sets.setdefault(a, [a]), sets.setdefault(b, [b])
-        if one is not other:
-            one += other
-            sets.update(dict.fromkeys(other, one))
-    return list({id(found): found for found in sets.values()}.values())
-
-
-def _worth(row: Row) -> tuple[int, bool, str]:
-    """Of copies the first by this is kept: what judges, then what is labelled."""
-    return -SPLITS.index(row.split), row.target is None, row.path
 
 
 def _sorted(found: Iterable[Finding]) -> tuple[Finding, ...]:

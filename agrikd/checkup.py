@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from agrikd import check, files, image, pages
+from agrikd import check, files, image, mend, pages
 from agrikd.check import KINDS, Checkup, Finding, Kind
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import SPLITS, Manifest
@@ -73,9 +73,12 @@ def run(path: Path, root: Path | None, out: Path | None, fixed: Path | None, loo
     write_page(page, checkup, str(path), data.name)
     if fixed is None:
         return Written(checkup, page, data)
-    manifest, said = check.fix(checkup)
+    manifest, said = mend.fix(checkup)
     manifests.write(manifest, fixed)
-    return Written(checkup, page, data, (*said, f"wrote {len(manifest.rows)} of {len(checkup.photos)} rows: {fixed}"))
+    said.append(f"wrote {len(manifest.rows)} of {len(checkup.photos)} rows: {fixed}")
+    if fixed.parent.resolve() != manifest.root:
+        said.append(f"its paths start from {manifest.root}: name that with --root, and as data.root in recipes")
+    return Written(checkup, page, data, tuple(said))
 
 
 def write_page(page: Path, checkup: Checkup, title: str, json: str) -> None:

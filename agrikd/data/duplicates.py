@@ -9,7 +9,7 @@ the affine warp is found by enhanced correlation (Evangelidis & Psarakis 2008, d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +67,17 @@ def find(looks: Looks, photos: Sequence[Look]) -> list[Pair]:
     exact = [Pair((paths[0], path), "exact", 1.0) for paths in copies.values() for path in paths[1:]]
     paths = [copies[photo.sha256][0] for photo in photos if photo.readable and copies[photo.sha256][0] == photo.path]
     return [*exact, *_near(looks, paths)]
+
+
+def linked(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Paths joined by pairs, over however many steps."""
+    sets: dict[str, list[str]] = {}
+    for a, b in pairs:
+        one, other = sets.setdefault(a, [a]), sets.setdefault(b, [b])
+        if one is not other:
+            one += other
+            sets.update(dict.fromkeys(other, one))
+    return list({id(found): found for found in sets.values()}.values())
 
 
 def _near(looks: Looks, paths: Sequence[str]) -> list[Pair]:

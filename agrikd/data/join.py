@@ -41,8 +41,8 @@ def join(sources: Sequence[Path], out: Path, roots: Sequence[Path] = ()) -> Join
     """Write the rows of the manifests `sources` to `out`, and a recipe beside it (`out` with .yaml at its end).
 
     roots: where each one's paths start, by default its own folder; the photos must lie below the folder of `out`.
-    Labels, splits, groups and seasons are kept; a photo that several name is taken once. Raises one `InputError` with
-    all that is wrong, as one photo with two labels or in two splits.
+    Labels, splits, groups and seasons are kept; a photo that several name is taken once, with what any of them knows.
+    Raises one `InputError` with all that is wrong, as one photo with two labels or in two splits, groups or seasons.
     """
     recipe = out.with_suffix(".yaml")
     problems = _asked_wrongly(sources, out, recipe, roots)
@@ -103,17 +103,19 @@ def _opened(source: Path, root: Path, out: Path) -> Manifest:
 
 
 def _take(taken: _Taken, source: Path, rows: Iterable[Row]) -> list[Problem]:
-    """Add what is new; a label is worth more than none. Returns the contradictions."""
+    """Add what is new; a label, group or season is worth more than none. Returns the contradictions."""
     problems = []
     for row in rows:
         first, known = taken.setdefault(row.sha256, (source, row))
-        for what in ("target", "split"):
+        better = row if row.target and not known.target else known
+        for what in ("target", "split", "group", "season"):
             one, other = getattr(known, what), getattr(row, what)
             if one and other and one != other:
                 wrong = f"one photo has two {what}s: {known.path} ({one}) and {row.path} ({other})"
-                problems.append(Problem(f"{first} and {source}", wrong, "keep one, in both files"))
-        if row.target and not known.target:
-            taken[row.sha256] = source, row
+                where = " and ".join(dict.fromkeys((str(first), str(source))))
+                problems.append(Problem(where, wrong, "keep one, in both files"))
+            better = replace(better, **{what: one or other})
+        taken[row.sha256] = (first if better.path == known.path else source), better
     return problems
 
 

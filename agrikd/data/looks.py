@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ TINY = 48
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "tif": "TIFF", "tiff": "TIFF", "webp": "WEBP"}
 _ORIENTATION, _TAKEN, _CAMERA, _EXIF_IFD, _BITS = 0x0112, 0x9003, 0x0110, 0x8769, 258
 _SAVE_EVERY_S = 2.0
-_VERSION = 3
+_ABSENT, _AGAIN = (-1, -1), (-2, -2)
+"""Stamps of what is not there, and of what is there but could not be read this time: it is looked at again."""
+_VERSION = 4
 """Of what a look says; another version looks again."""
 
 
@@ -105,11 +108,12 @@ class Looks:
         """A look at each path (relative to `root`), new where there is none; decoded by `workers` threads."""
         known = self._known()
         stamps = {path: _stamp(self.root / path) for path in paths}
-        missing = [path for path in stamps if known.get(path, ((0, 0), ""))[0] != stamps[path]]
+        missing = [path for path in stamps if path not in known or known[path][0] != stamps[path]]
         saved = time.monotonic()
         with self._errors(), self._connection:
             for (look, small), path in zip(self._new(missing, workers), missing, strict=True):
-                values = (path, *stamps[path], json.dumps(asdict(look)), small.tobytes())
+                stamp = _AGAIN if "missing" in look.defects and stamps[path] != _ABSENT else stamps[path]
+                values = (path, *stamp, json.dumps(asdict(look)), small.tobytes())
                 self._connection.execute("REPLACE INTO looks VALUES (?, ?, ?, ?, ?)", values)
                 if time.monotonic() - saved > _SAVE_EVERY_S:
                     self._connection.commit()
@@ -184,13 +188,14 @@ def _read_head(data: bytes, path: str) -> tuple[str, str, tuple[str, ...]]:
             picture = Pillow.open(io.BytesIO(data))
             exif = picture.getexif()
             detail = exif.get_ifd(_EXIF_IFD)
+            pages = getattr(picture, "n_frames", 1)
     except Exception:  # OpenCV could read the pixels; whatever Pillow stumbles over in the head tells us nothing
         return "", "", ()
     suffix = path.rpartition(".")[2].casefold()
     found = {
         "cmyk": picture.mode == "CMYK",
         "16-bit": _sixteen_bits(data, picture),
-        "animated": getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO",
+        "animated": pages > 1 and picture.format != "MPO",
         "misnamed": _FORMATS.get(suffix) != {"MPO": "JPEG"}.get(str(picture.format), picture.format),
         "turned": exif.get(_ORIENTATION, 1) not in (0, 1),
     }
@@ -210,17 +215,17 @@ def _sixteen_bits(data: bytes, picture: Any) -> bool:
 def _time(text: Any) -> str:
     """EXIF's YYYY:MM:DD HH:MM:SS as ISO 8601; "" for what is no time."""
     try:
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S"))
+        return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
     except ValueError:
         return ""
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """(size, time of change in ns); (-1, -1) for a file that is not there."""
+    """(size, time of change in ns); `_ABSENT` for a file that is not there."""
     try:
         found = path.stat()
     except (OSError, ValueError):
-        return -1, -1
+        return _ABSENT
     return found.st_size, found.st_mtime_ns
 
 

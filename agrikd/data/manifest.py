@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from unicodedata import category
 
 from agrikd import files, image
 from agrikd.errors import InputError, Problem
@@ -137,7 +138,7 @@ def _read(path: Path, root: Path | None, found: Callable[[Manifest, str], list[P
             problems.append(Problem(where, f"does not have the header's {len(columns)} fields", mend))
             continue
         rows.append(_row(values))
-        problems += [Problem(where, wrong, mend) for wrong, mend in _row_mistakes(rows[-1])]
+        problems += [Problem(where, wrong, mend) for wrong, mend in row_mistakes(rows[-1])]
     if not rows and not problems:
         problems.append(Problem(str(path), "has no rows", "make one with: agrikd init FOLDER"))
     manifest = Manifest(tuple(rows), (root or path.parent).resolve())
@@ -214,10 +215,19 @@ def require_files(manifest: Manifest, where: str) -> None:
 
 def _row(values: dict[str, str]) -> Row:
     text = {name: value.strip() for name, value in values.items()}
+    if "sha256" in text:
+        text["sha256"] = text["sha256"].lower()  # some tools print it in capitals
     return Row(text.pop("path"), text.pop("target") or None, text.pop("split"), **text)
 
 
-def _row_mistakes(row: Row) -> list[tuple[str, str]]:
+def lost_in_csv(row: Row) -> list[str]:
+    """Its names that a CSV would not give back: reading strips them, and UTF-8 knows no lone surrogates."""
+    names = (row.path, row.target or "", row.group, row.season)
+    return [name for name in names if name != name.strip() or any(category(one) in ("Cc", "Cs") for one in name)]
+
+
+def row_mistakes(row: Row) -> list[tuple[str, str]]:
+    """What is wrong with a row by itself, each with the way out."""
     mistakes = []
     if not row.path:
         mistakes.append(("has no path", ""))

@@ -11,6 +11,7 @@ from typing import Any
 from agrikd import files
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest
+from agrikd.data.sources import is_file
 from agrikd.data.splits import by_season, in_ranges, season_mistakes, stratified
 from agrikd.errors import InputError, Problem
 
@@ -101,18 +102,25 @@ class Resplit:
         return [(name, *(str(counts[split]) for split in SPLITS)) for name, counts in self.counts.items()]
 
 
-def resplit(source: Path, config: SplitConfig, out: Path | None = None, findings: Path | None = None) -> Resplit:
+def resplit(
+    source: Path,
+    config: SplitConfig,
+    out: Path | None = None,
+    findings: Path | None = None,
+    root: Path | None = None,
+) -> Resplit:
     """Write the manifest `source` with new splits to `out` (default: `source`-split.csv beside it).
 
-    findings: what `agrikd data check` wrote; its pairs of duplicates stay together. The file at `out` must not be
-    there, unless it is `source` itself. Raises one `InputError` with all that is wrong.
+    findings: what `agrikd data check` wrote; its pairs of duplicates stay together. root: where the photos' paths
+    start, by default the folder of `source`. The file at `out` must not be there, unless it is `source` itself.
+    Raises one `InputError` with all that is wrong.
     """
     out = out or source.with_name(f"{source.stem}-split.csv")
     problems, before, pairs = config.mistakes(), None, None
     if out.exists() and out.resolve() != source.resolve():
         problems.append(Problem(str(out), "is there already", "choose another --out, or move it away"))
     try:
-        labelled = manifests.load(source)
+        labelled = manifests.load(source, root)
         before = in_ranges(labelled)
     except InputError as error:
         problems += error.problems
@@ -127,10 +135,8 @@ def resplit(source: Path, config: SplitConfig, out: Path | None = None, findings
     after = draw(before, config, pairs or ())
     target = {row.path: row.target for row in labelled.rows}
     manifests.write(replace(after, rows=tuple(replace(row, target=target[row.path]) for row in after.rows)), out)
-    said = _assumptions(before, after, config)
+    said = [*_about_numbers(labelled), *_assumptions(before, after, config), *_about_root(before, out)]
     said += _about_pairs(before, pairs, findings) if findings and pairs is not None else [_not_looked(source)]
-    if out.parent.resolve() != before.root:
-        said.append(f"the photos' paths still start from {before.root}: name it as data.root in recipes")
     return Resplit(out, _counts(after), tuple(said))
 
 
@@ -207,12 +213,28 @@ def _assumptions(before: Manifest, after: Manifest, config: SplitConfig) -> list
     return said
 
 
+def _about_numbers(manifest: Manifest) -> list[str]:
+    if not manifest.numeric:
+        return []
+    return ["the labels are taken as numbers, not as names of classes: each range of them is split like a class"]
+
+
+def _about_root(manifest: Manifest, out: Path) -> list[str]:
+    if not any(is_file(manifest.root / row.path) for row in manifest.rows):
+        return [f"no photo is in {manifest.root}: name the folder that the paths start from with --root"]
+    if out.parent.resolve() != manifest.root:
+        return [f"the photos' paths still start from {manifest.root}: name it as data.root in recipes"]
+    return []
+
+
 def _about_pairs(manifest: Manifest, pairs: Pairs, findings: Path) -> list[str]:
     known = {row.path for row in manifest.rows}
     kept = sum(one in known and other in known for one, other in pairs)
     said = [f"{kept} pairs of duplicates in {findings} stay together"]
     if lost := len({path for pair in pairs for path in pair} - known):
-        said.append(f"{lost} photos named in {findings} are not in the manifest: their pairs keep nothing together")
+        said.append(
+            f"{lost} photos named in {findings} are not in the manifest: what is paired with one stays together"
+        )
     return said
 
 

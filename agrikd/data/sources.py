@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,6 +57,14 @@ class _Found:
     def wrong(self, path: str, wrong: str, mend: str = "") -> None:
         self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
 
+    def skipped(self) -> list[str]:
+        counts = {
+            f"files that are no pictures: {_names(self.other_files)}": len(self.other_files),
+            "hidden files or folders": self.hidden,
+            "links back into a folder already seen": self.loops,
+        }
+        return [f"skipped {count} {what}" for what, count in counts.items() if count]
+
 
 def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
     """Read `folder/<class>/…`, `folder/<train, val or test>/<class>/…`, or photos in no class folder (unlabelled).
@@ -71,12 +78,18 @@ def from_folder(folder: Path, seed: int = 0) -> tuple[Manifest, list[str]]:
 
 
 def survey(folder: Path) -> Manifest:
-    """What `from_folder` begins with: nothing hashed or left out. A photo whose split is not given stands in train."""
+    """What `from_folder` begins with: nothing hashed or left out; what is no photo is said.
+
+    A photo whose split is not given stands in train, a picture of no plant in test, since train may not hold it.
+    """
     _require_photos(found := _walk(folder))
     if found.problems:
         raise InputError(found.problems)
-    rows = (replace(row, split=row.split or "train") for row in sorted(found.rows, key=lambda row: row.path))
-    return Manifest(tuple(rows), found.root)
+    for sentence in found.skipped():
+        console.say(f"· {sentence}")
+    rows = sorted(found.rows, key=lambda row: row.path)
+    splits = (row.split or ("test" if row.target == NOT_A_PLANT else "train") for row in rows)
+    return Manifest(tuple(replace(row, split=split) for row, split in zip(rows, splits, strict=True)), found.root)
 
 
 def _walk(folder: Path) -> _Found:
@@ -231,7 +244,7 @@ def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) ->
         tried = Path(os.path.normpath(found.root.joinpath(*above, cells["path"].replace("\\", "/"))))
         if cells["path"] and all(above) and tried.is_relative_to(found.root):
             looked.append(tried.relative_to(found.root).as_posix())
-            if _is_file(tried):
+            if is_file(tried):
                 photo = looked[-1]
                 places[place] += 1
                 break
@@ -246,7 +259,8 @@ def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) ->
     return problems
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether a file can be seen at any path that a person may write."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, a folder that may not be entered, a null byte
@@ -272,13 +286,7 @@ def _finish(found: _Found, seed: int) -> tuple[Manifest, list[str]]:
         raise InputError(problems)
     if made.classes and not any(row.group for row in made.rows):
         found.said.append("no groups known: photos of one plant may stand in both train and test")
-    if found.other_files:
-        found.said.append(f"skipped {len(found.other_files)} files that are no pictures: {_names(found.other_files)}")
-    if found.hidden:
-        found.said.append(f"skipped {found.hidden} hidden files or folders")
-    if found.loops:
-        found.said.append(f"skipped {found.loops} links back into a folder already seen")
-    return made, found.said
+    return made, [*found.said, *found.skipped()]
 
 
 def _require_photos(found: _Found) -> None:
@@ -324,11 +332,9 @@ def _check_rows(found: _Found) -> None:
             found.wrong(row.path, f"has no label and stands in {row.split}", "label it, or move it to 'unlabelled'")
         if row.target == NOT_A_PLANT and row.split == "train":
             found.wrong(row.path, f"is {NOT_A_PLANT} and stands in train", "such pictures belong to val and test")
-        for name in (row.path, row.target or "", row.group, row.season):
-            # What `manifest.read` would not give back: it strips, and CSV in UTF-8 knows no lone surrogates.
-            if name != name.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-                wrong = f"the name {_shown(name)!r} starts or ends with a space, or holds what a CSV cannot"
-                found.wrong(row.path, wrong, "rename it")
+        for name in manifests.lost_in_csv(row):
+            wrong = f"the name {_shown(name)!r} starts or ends with a space, or holds what a CSV cannot"
+            found.wrong(row.path, wrong, "rename it")
 
 
 def _check_classes(found: _Found) -> None:

@@ -228,7 +228,7 @@ def folds(
 
 def _units(rows: Sequence[Row], seed: int, together: Sequence[tuple[str, str]] = ()) -> list[_Unit]:
     """Rows joined by a common group, a common sha256 or a pair of paths, directly or through others; the order is
-    drawn by `seed`. A pair of which one is no row joins nothing."""
+    drawn by `seed`. Paths of `together` may be no rows: those that are joined through one stay together."""
     parent = list(range(len(rows)))
 
     def top(i: int) -> int:
@@ -243,8 +243,11 @@ def _units(rows: Sequence[Row], seed: int, together: Sequence[tuple[str, str]] =
                 parent[top(i)] = top(first.setdefault(key, i))
     at = {row.path: i for i, row in enumerate(rows)}
     for one, other in together:
-        if one in at and other in at:
-            parent[top(at[one])] = top(at[other])
+        for path in (one, other):
+            if path not in at:
+                at[path] = len(parent)
+                parent.append(at[path])
+        parent[top(at[one])] = top(at[other])
     joined = defaultdict(list)
     for i in range(len(rows)):
         joined[top(i)].append(i)

@@ -189,11 +189,24 @@ def _tar_entries(archive: Path, bound: int) -> Iterator[_Entry]:
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), io.open)
     with opener(archive, "rb") as stream:
         bounded = _Bounded(stream, archive, bound)
-        with tarfile.open(fileobj=bounded, mode="r|") as opened:
+        with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header) as opened:
             for member in opened:
                 yield _Entry(member.name, _tar_kind(member), member.size, partial(opened.extractfile, member))
         while bounded.read(_CHUNK):  # the sum of a compressed stream stands at its end
             pass
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. An archive ends with a block of zeros: tarfile takes any header that is cut for its end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            raise tarfile.ReadError(f"{error} where a file or the end should be") from None
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:

@@ -599,6 +599,20 @@ def test_a_tar_that_is_not_to_be_trusted(scene: Scene, site: Site, archive: byte
     scene.refuses(made, f"{scene.store}/a.zip", word, "put aside as a.zip.wrong")
 
 
+def test_a_plain_tar_that_is_cut_is_never_taken_for_whole(tmp_path: Path) -> None:
+    """Between two members, within a header, before the block of zeros; or a header of the middle is spoilt."""
+    whole = tarred({"a.jpg": b"1" * 600, "b.jpg": b"2"}, "w")
+    second = whole.index(b"b.jpg")
+    cuts = [whole[:length] for length in (second, second + 100, second + 512, second + 1024)]
+    for number, data in enumerate([*cuts, whole[:second] + b"x" + whole[second + 1 :]]):
+        archive = tmp_path / f"{number}.tar"
+        archive.write_bytes(data)
+        with pytest.raises(InputError, match="is damaged"):
+            unpack.unpack(archive, "tar", tmp_path, unpack.Limits(), lambda done, total: None)
+    (tmp_path / "whole.tar").write_bytes(whole[: second + 1536])
+    assert unpack.unpack(tmp_path / "whole.tar", "tar", tmp_path, unpack.Limits(), lambda done, total: None) == (2, 601)
+
+
 SMALL = photos(count=4, size=60)
 SOURCES = {
     "zip": zipped(SMALL),

@@ -17,12 +17,16 @@ from agrikd.errors import InputError
 
 
 def season(folder: Path, year: str, **targets: str) -> Path:
-    """A manifest of photos that hold what they are called; a target may name its split after a slash."""
+    """A manifest of photos that hold what they are called; a target may name its split after a slash.
+
+    After another slash it may name its season, from which its group has its name: "none" for neither.
+    """
     rows = []
     for name, said in targets.items():
-        target, _, split = said.partition("/")
+        target, split, other = [*said.split("/"), "", ""][:3]
+        own = {"group": f"{other or year} {name}", "season": other or year} if other != "none" else {}
+        own["sha256"] = files.sha256(name.encode())
         files.write_bytes(folder / f"{name}.jpg", name.encode())
-        own = {"group": f"{year} {name}", "season": year, "sha256": files.sha256(name.encode())}
         rows.append(Row(f"{name}.jpg", target or None, split or "train", **own))
     manifests.save(Manifest(tuple(rows), folder), folder / "manifest.csv")
     return folder / "manifest.csv"
@@ -37,8 +41,8 @@ def refused(*sources: Path, out: Path) -> str:
 
 def test_two_seasons_are_one(tmp_path: Path) -> None:
     """A photo that is in both is taken once, with the label that one of them has."""
-    first = season(tmp_path / "last", "2026", a="rust", b="healthy/test", c="")
-    second = season(tmp_path / "more" / "2027", "2027", c="healthy", d="mildew", b="healthy/test")
+    first = season(tmp_path / "last", "2026", a="rust", b="healthy/test", c="//none")
+    second = season(tmp_path / "more" / "2027", "2027", c="healthy", d="mildew", b="healthy/test/2026")
     made = join([first, second], tmp_path / "both.csv")
     both = manifests.read(made.manifest)
     manifests.require_files(both, "both")
@@ -56,11 +60,24 @@ def test_two_seasons_are_one(tmp_path: Path) -> None:
     assert recipe.name == "both" and jobs.open_manifest(recipe).rows == both.rows
 
 
+def test_what_one_of_them_knows_is_kept(tmp_path: Path) -> None:
+    """Of one photo the first knows the label alone, of another the group and season alone."""
+    first = season(tmp_path / "last", "2026", a="rust//none", b="")
+    second = season(tmp_path / "next", "2026", a="", b="healthy//none")
+    both = manifests.read(join([first, second], tmp_path / "both.csv").manifest)
+    assert [(row.path, row.target, row.group, row.season) for row in both.rows] == [
+        ("last/a.jpg", "rust", "2026 a", "2026"),
+        ("next/b.jpg", "healthy", "2026 b", "2026"),
+    ]
+
+
 def test_contradictions_name_both_files(tmp_path: Path) -> None:
     first = season(tmp_path / "last", "2026", a="rust", b="healthy")
     second = season(tmp_path / "next", "2027", a="healthy", b="healthy/test")
     said = refused(first, second, out=tmp_path / "both.csv")
-    assert said.count(f"{first} and {second}: one photo has two") == 2
+    assert said.count(f"{first} and {second}: one photo has two") == 6
+    assert "groups: last/a.jpg (2026 a) and next/a.jpg (2027 a)" in said
+    assert "seasons: last/b.jpg (2026) and next/b.jpg (2027)" in said
     assert "targets: last/a.jpg (rust) and next/a.jpg (healthy)" in said
     assert "splits: last/b.jpg (train) and next/b.jpg (test)" in said
 

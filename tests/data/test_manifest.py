@@ -53,7 +53,7 @@ def valid(draw: st.DrawFn) -> Manifest:
         split = draw(st.sampled_from(SPLITS))
         target = draw(st.none() | named) if split == "train" else draw(named | st.just(NOT_A_PLANT))
         path = draw(named.filter(lambda value: not value.startswith("/") and ".." not in value))
-        group, sha256 = draw(clean), draw(clean)
+        group, sha256 = draw(clean), draw(clean).lower()
         rows.append(
             Row(
                 f"{number}/{path}",
@@ -99,6 +99,10 @@ class TestRoundTrip:
         path = written(tmp_path, "a.jpg,rust,train")
         assert manifests.read(path).file(0) == tmp_path.resolve() / "a.jpg"
         assert manifests.read(path, tmp_path / "photos").file(0) == tmp_path.resolve() / "photos" / "a.jpg"
+
+    def test_a_sha256_in_capitals_is_the_same(self, tmp_path: Path) -> None:
+        path = written(tmp_path, f"a.jpg,rust,train,{'AB' * 32}", header="path,target,split,sha256")
+        assert manifests.read(path).rows[0].sha256 == "ab" * 32
 
     def test_a_contradiction_is_not_written(self, tmp_path: Path) -> None:
         path = tmp_path / "manifest.csv"

@@ -127,6 +127,7 @@ class TestWritten:
         some += [Row("n.jpg", NOT_A_PLANT, "test", season="2025"), Row("x.jpg", "rust", "train")]
         some += [Row("t.jpg", "rust", "train", "g", "2026"), Row("u.jpg", None, "train", "g")]
         out = tmp_path / "elsewhere" / "new.csv"
+        (tmp_path / "n.jpg").touch()
         made = resplit(saved(tmp_path, some), SplitConfig("season", test_seasons=("2026",)), out)
         said = "\n".join(made.assumptions)
         for text in (
@@ -227,6 +228,17 @@ class TestVerb:
         assert said["counts"]["rust"]["test"] in (8, 9, 10)
         assert said["assumptions"][-1].startswith("1 pairs of duplicates")
 
+    def test_photos_that_lie_elsewhere(self, source: Path, tmp_path: Path) -> None:
+        """Without --root nothing is claimed about where they are; with it, they stay there."""
+        said = " ".join(resplit(source, SplitConfig()).assumptions)
+        assert f"no photo is in {tmp_path}: name the folder" in said and "data.root" not in said
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "no1.jpg").touch()
+        words = ["data", "split", source, "--root", tmp_path / "photos", "--out", tmp_path / "n.csv", "--json"]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        said = " ".join(json.loads(done.stdout)["assumptions"])
+        assert f"the photos' paths still start from {tmp_path / 'photos'}: name it as data.root" in said
+
     def test_a_mistake_is_a_message(self, source: Path) -> None:
         done = CliRunner().invoke(app, ["data", "split", str(source), "--by", "season", "--val-season", "2025"])
         assert done.exit_code == 2
@@ -239,6 +251,7 @@ def test_numbers_are_split_over_all_of_their_range(tmp_path: Path) -> None:
     photos = [Row(f"{n}.jpg", f"{value:g}", "train", f"plant {n // 2}") for n, value in enumerate(values)]
     made = resplit(saved(tmp_path, photos), SplitConfig(train=0.6, val=0.2, test=0.2))
     after = manifests.load(made.manifest)
+    assert made.assumptions[0].startswith("the labels are taken as numbers, not as names of classes")
     assert {row.path: row.target for row in after.rows} == {row.path: row.target for row in photos}
     of = {split: [float(str(row.target)) for row in after.rows if row.split == split] for split in ("train", "test")}
     assert len(of["test"]) == 20 and max(of["test"]) > 20 and of["test"].count(0) in (3, 4, 5)

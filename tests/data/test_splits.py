@@ -225,13 +225,14 @@ class TestTogether:
         rows[1] = replace(rows[1], group="plant", sha256="copy")
         rows[2] = replace(rows[2], sha256="copy")
         pairs = [(rows[2].path, rows[3].path), (rows[4].path, rows[3].path)]
+        pairs += [("taken out.jpg", rows[4].path), ("taken out.jpg", rows[5].path)]
         for seed in range(8):
             found = placed(stratified(made(rows), SHARES, seed, pairs))
-            assert len({found[row.path][1] for row in rows[:5]}) == 1
+            assert len({found[row.path][1] for row in rows[:6]}) == 1
 
     def test_without_pairs_nothing_changes_and_a_pair_of_strangers_joins_nothing(self):
         rows = made(rows_of({"a": 40, "b": 30}))
-        strangers = [("absent.jpg", rows.rows[0].path), (rows.rows[1].path, "absent.jpg")]
+        strangers = [("absent.jpg", rows.rows[0].path), (rows.rows[1].path, "gone.jpg")]
         assert stratified(rows, SHARES, 3, strangers).rows == stratified(rows, SHARES, 3).rows
 
     def test_pairs_that_leave_too_few_units_are_an_error_of_the_class(self):
