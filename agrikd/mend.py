@@ -63,7 +63,7 @@ def _with_names(row: Row, copies: Sequence[Row]) -> Row:
 
 
 def _require_taught(manifest: Manifest, fixed: Manifest) -> None:
-    """Raise `InputError` where a class, or of numbers each, is gone from train."""
+    """Raise `InputError` where a class, or of numbers every one, is gone from train."""
     taught = {str(fixed.rows[i].target) for i in fixed.indices("train", labelled=True)}
     lost = sorted(set(manifest.classes) - taught)
     if manifest.numeric:
