@@ -1,7 +1,8 @@
 """What a calibration is fitted to: held-out predictions, and what the training photos look like.
 
-Where labels are too few for a val split, k trainings are each judged on their fold. A distilled student's teacher has
-learned from the judged rows' labels, so for it these predictions are a little too good; a val split has no such leak.
+Where labels are too few for a val split, k trainings are each judged on their fold; photos of the judged plants and
+copies of the judged photos, labelled or not, are kept from them. A distilled student's teacher has learned from the
+judged rows' labels, so for it these predictions are a little too good; a val split has no such leak.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from agrikd import console, evaluate, image, known
 from agrikd.calibrate import HeldOut
 from agrikd.data.augment import Augment, another_camera, seed_of
 from agrikd.data.manifest import Manifest
+from agrikd.data.splits import kept_together
 from agrikd.errors import InputError, Problem
 from agrikd.jobs import open_manifest, stratum_folds
 from agrikd.predict.torch import TorchPredictor
@@ -90,9 +92,12 @@ def _crossfit(run: Run, manifest: Manifest, count: int) -> tuple[NDArray[Any], N
 
 
 def _without(manifest: Manifest, judged: tuple[int, ...]) -> Manifest:
-    """The manifest with the judged rows out of train. They go to test, which training never looks at."""
-    out = set(judged)
-    rows = (replace(row, split="test") if i in out else row for i, row in enumerate(manifest.rows))
+    """The manifest with the judged rows, and all of their groups and copies, in test, which training never looks at."""
+    unit_of = kept_together(manifest.rows)
+    out = set(unit_of[list(judged)].tolist())
+    rows = (
+        replace(row, split="test") if unit in out else row for row, unit in zip(manifest.rows, unit_of, strict=True)
+    )
     return replace(manifest, rows=tuple(rows))
 
 

@@ -18,7 +18,7 @@ from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
 from agrikd.data.loader import Loader, PixelCache, Sampler
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import folds, strata, subset
+from agrikd.data.splits import folds, kept_together, strata, subset
 from agrikd.distill._base import Distiller
 from agrikd.errors import InputError, Problem, listed
 from agrikd.nets import from_timm
@@ -88,12 +88,12 @@ def open_manifest(recipe: Recipe) -> Manifest:
 
 
 def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
-    """The fold, 0 to `count` − 1, of each labelled row; rows of a group stay together.
+    """The fold, 0 to `count` − 1, of each labelled row; rows of a group and copies stay together.
 
     Of each class, or of each stretch of the scale, every fold has an equal part.
     """
     target = task.encode(manifest)[0][list(rows)]
-    groups = [manifest.rows[row].group or f"row {row}" for row in rows]
+    groups = [str(unit) for unit in kept_together(manifest.rows)[list(rows)]]
     kinds = target.numpy() if task.scale is None else strata(target.tolist(), groups, count)
     return folds(kinds, count, seed, groups)
 
