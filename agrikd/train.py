@@ -173,7 +173,7 @@ class TrainState:
 def fit_epoch(state: TrainState, batches: Iterator[Batch], steps: int, seed: int = 0) -> dict[str, float]:
     """Take `steps` optimiser steps; returns the mean of the loss and of each named part.
 
-    Raises `_NonFiniteError` at the first loss that is not finite, before the weights change.
+    Raises `NonFiniteError` at the first loss that is not finite, before the weights change.
     """
     sums: dict[str, Tensor] = {}
     for _ in range(steps):
@@ -194,9 +194,8 @@ def learning_rate(spec: OptimSpec, step: int) -> float:
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(spec.steps - warm, 1)))
 
 
-class _NonFiniteError(Exception):
-    def __init__(self, parts: dict[str, Tensor]) -> None:
-        super().__init__(", ".join(f"{name} {float(value):.4g}" for name, value in parts.items() if name != "loss"))
+class NonFiniteError(Exception):
+    """A step's loss is not finite. Its one argument, text alone so that it can be pickled, names the loss's parts."""
 
 
 def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -208,7 +207,7 @@ def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         step = distiller(batch)
     parts = ranks.mean({"loss": step.loss.detach(), **{name: part.detach() for name, part in step.parts.items()}})
     if not torch.isfinite(parts["loss"]):
-        raise _NonFiniteError(parts)
+        raise NonFiniteError(", ".join(f"{name} {float(part):.4g}" for name, part in parts.items() if name != "loss"))
     state.optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
     ranks.share(distiller)
@@ -231,7 +230,7 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
             steps = _until_boundary(state.step, spec)
             try:
                 means = fit_epoch(state, batches, steps, job.recipe.seed)
-            except _NonFiniteError as error:
+            except NonFiniteError as error:
                 raise _stopped(job, run, state.step, error) from None
             saves = state.step % spec.checkpoint_every == 0
             if ranks.leads():
@@ -249,7 +248,7 @@ def _until_boundary(step: int, spec: OptimSpec) -> int:
     return min(*ends, spec.steps) - step
 
 
-def _stopped(job: Job, run: Run, step: int, error: _NonFiniteError) -> TrainingError:
+def _stopped(job: Job, run: Run, step: int, error: NonFiniteError) -> TrainingError:
     path = run.folder / f"non_finite_batch_{step}.pt"
     if ranks.leads():
         _save(vars(job.loader.batch(job.sampler.draw(step))), path)

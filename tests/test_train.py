@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -135,6 +136,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tiny: Tiny,
     assert torch.load(kept, weights_only=True)["images"].shape[0] == 8
     with pytest.raises(InputError, match="has not finished"):
         Run.open(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_crosses_to_another_process(tiny: Tiny) -> None:
+    """An exception that cannot be unpickled breaks a whole pool of processes."""
+    job = jobs.prepare(parse(tiny(), "test"))
+    job.student.classifier.weight.data.fill_(math.nan)
+    state = train.TrainState(job.distiller, job.recipe.optim)
+    with pytest.raises(train.NonFiniteError, match=r"^task nan$") as caught:
+        train.fit_epoch(state, iter([job.loader.batch(job.sampler.draw(0))]), 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "task nan"
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny: Tiny, tmp_path: Path) -> None:
