@@ -163,10 +163,11 @@ def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Load
 
 
 def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:
+    """Without an unlabelled share its pool is empty, so that nobody asks the teacher about photos never drawn."""
     data = recipe.data
     return Sampler(
         labelled=manifest.indices("train", labelled=True),
-        unlabelled=manifest.indices("train", labelled=False),
+        unlabelled=manifest.indices("train", labelled=False) if data.unlabelled_share else (),
         batch=recipe.optim.batch,
         unlabelled_share=data.unlabelled_share,
         views=data.views,

@@ -194,3 +194,15 @@ def test_stored_features_teach_as_the_live_teacher_does(tiny: Tiny, taught: Path
     assert seen == 32
     with pytest.raises(ValueError, match="view seed"):
         cached.store(torch.tensor([0]), torch.tensor([3]))
+
+
+def test_the_teacher_is_asked_about_no_photo_that_is_never_drawn(tiny: Tiny, taught: Path) -> None:
+    stored = {}
+    for share in (0.0, 0.5):
+        raw = distilled(tiny, taught)
+        raw["data"] |= {"views": 2, "unlabelled_share": share}
+        job = jobs.prepare(parse(raw, "test"))
+        teacher = train._replayed(job).teachers[0]
+        stored[share] = tuple(np.flatnonzero(teacher.store._slots >= 0).tolist())
+    assert stored[0.0] == job.manifest.indices("train", labelled=True)
+    assert stored[0.5] == job.manifest.indices("train")
