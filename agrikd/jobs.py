@@ -149,7 +149,10 @@ def _require_sense(recipe: Recipe) -> None:
 
 
 def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Loader:
-    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes."""
+    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes.
+
+    A method that mixes photos takes partners from those it may learn from: without a label only where there is a share.
+    """
     data = recipe.data
     largest = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
     size = data.size or largest
@@ -158,7 +161,8 @@ def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Load
         raise InputError(Problem("data.size", wrong, "leave it out, or make it as large as the largest net's input"))
     cache = PixelCache(manifest, size, data.fit, data.cache_mb)
     target, labelled = open_task(recipe.task, manifest).encode(manifest)
-    partners = manifest.indices("train") if any(method.mixes for method in _methods(recipe)) else ()
+    mixed = manifest.indices("train", labelled=None if data.unlabelled_share else True)
+    partners = mixed if any(method.mixes for method in _methods(recipe)) else ()
     return Loader(manifest, cache, Augment(data.augment, size), target, labelled, partners)
 
 

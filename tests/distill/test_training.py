@@ -11,7 +11,7 @@ import torch
 from kit import same_weights
 
 from agrikd import distill, jobs, tasks, train
-from agrikd.nets.cached import CachedTeacher
+from agrikd.nets.cached import CachedTeacher, FeatureStore
 from agrikd.nets.ensemble import Ensemble
 from agrikd.recipe import parse
 from agrikd.run import Run
@@ -106,3 +106,17 @@ def test_function_matching_sees_mixtures_alone(tiny: Tiny) -> None:
     batch = job.loader.batch(job.sampler.draw(0))
     assert not batch.labelled.any()
     assert float(job.distiller(batch).parts["task"].detach()) == 0
+
+
+def test_function_matching_without_the_pool_sees_labelled_photos_alone(tiny: Tiny) -> None:
+    raw = recipe_of(tiny, {"name": "funmatch"}).model_dump(mode="json")
+    stores = {}
+    for share, labels in ((0.0, None), (0.0, 8), (0.5, None), (0.5, 8)):
+        raw["data"] |= {"unlabelled_share": share, "labels_per_class": labels}
+        job = jobs.prepare(parse(raw, "test"))
+        net = job.distiller.teachers[0]
+        stores[share, labels] = FeatureStore(net, job.loader, 3).disk.path
+        partners = job.manifest.indices("train", labelled=None if share else True)
+        assert job.loader.partners == partners and len(partners) == (42 if share else 12 if labels else 24)
+    assert stores[0.5, None] == stores[0.5, 8], "the same photos are mixed, whoever has a label"
+    assert len({*stores.values()}) == 3
