@@ -14,13 +14,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from agrikd import compare, gate, train
+from agrikd import compare, gate, grid, jobs, train
 from agrikd.cli import app
 from agrikd.crossfit import held_out
+from agrikd.data.loader import PixelCache
 from agrikd.data.manifest import read
 from agrikd.errors import GateError
 from agrikd.grid import Plan
 from agrikd.nets.cached import FeatureStore
+from agrikd.nets.sources import open_net
 from agrikd.recipe import MethodSpec, Recipe, parse
 from agrikd.run import Run
 
@@ -141,6 +143,33 @@ def test_a_study_interrupted_inside_a_run_goes_on(tiny: Tiny, tmp_path: Path, mo
     assert len(list((tmp_path / "cut").rglob("checkpoint.pt"))) == 1
     whole, cut = (compare.compare([recipe], Plan(1), tmp_path / name, processes=1) for name in ("whole", "cut"))
     assert [arm.figures["macro_f1"] for arm in cut.arms] == [arm.figures["macro_f1"] for arm in whole.arms]
+
+
+def test_a_study_decodes_its_photos_before_its_runs_need_them(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is missing when the processes begin is decoded by each of them at once."""
+    monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path / "cache"))
+    begun: list[str] = []
+
+    def first_alone(pool: Any, what: str, work: Any, tasks: Any, *_: Any) -> None:
+        begun.append(what)
+        if what != "photos":
+            raise KeyboardInterrupt
+        for task in tasks:
+            work(*task)
+
+    monkeypatch.setattr(compare, "_in_parallel", first_alone)
+    recipe, plan = studied(tiny), Plan(2, labels=(8, 0))
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare([recipe], plan, tmp_path / "study", processes=2)
+    assert begun == ["photos", "teachers' features"]
+    monkeypatch.setattr(PixelCache, "_build", lambda cache: pytest.fail("decoded again"))
+    cells = [*grid.teachers([recipe], plan, tmp_path), *grid.students([recipe], plan, tmp_path)]
+    net = open_net(recipe.student, ("blight", "healthy", "rust"))
+    for cell in cells:
+        jobs.open_loader(cell.recipe, jobs.open_manifest(cell.recipe), [net]).cache.fill()
+    assert len({cell.seed for cell in cells}) == 2 and len(cells) > 10
 
 
 def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path: Path) -> None:
