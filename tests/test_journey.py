@@ -210,12 +210,17 @@ def test_held_out_predictions_without_a_val_split_are_out_of_fold(
     raw = tiny(data={"manifest": str(without_val), "root": str(tiny_photos)})
     run = train.fit(parse(raw, "test"), tmp_path / "run")
     logits, truth, evidence, looks = held_out(run, 2)
-    assert evidence == "out-of-fold" and logits.shape == (24, 3) and np.bincount(truth).tolist() == [8, 8, 8]
+    assert (
+        run.folds() == 2
+        and evidence == "out-of-fold"
+        and logits.shape == (24, 3)
+        and np.bincount(truth).tolist() == [8, 8, 8]
+    )
     assert looks is not None and looks.known.photos == 24 and looks.held_out.shape == (24 * 11,)
-    stored, _, _, again = held_out(run, 2)
+    stored, _, _, again = held_out(run)
     assert again is not None and again.known == looks.known and np.array_equal(again.held_out, looks.held_out)
     assert np.array_equal(stored, logits), "the stored predictions are read, not trained again"
-    folds = [Run.open(run.folder / "folds" / name) for name in ("0", "1")]
+    folds = [Run.open(run.folder / "folds" / name) for name in ("2-0", "2-1")]
     assert [len(np.load(fold.folder / "embeddings.npz")["path"]) for fold in folds] == [12, 12]
 
 
