@@ -19,7 +19,7 @@ from agrikd.data.augment import Augment
 from agrikd.data.loader import Loader, PixelCache, Sampler
 from agrikd.data.manifest import Manifest
 from agrikd.data.splits import folds, kept_together, strata, subset
-from agrikd.distill._base import Distiller
+from agrikd.distill._base import TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, listed
 from agrikd.nets import from_timm
 from agrikd.nets._base import Net
@@ -102,7 +102,7 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
     manifest = manifest or open_manifest(recipe)
     task = open_task(recipe.task, manifest)
-    _require_sense(recipe)
+    _require_sense(recipe, len(task.classes))
     torch.manual_seed(recipe.seed)
     student = open_net(recipe.student, task.classes)
     if student.origin.classes not in (None, task.classes):
@@ -122,8 +122,8 @@ def _methods(recipe: Recipe) -> list[type[Distiller]]:
     return [distill.method(spec.name) for spec in (recipe.method, *recipe.method.also)]
 
 
-def _require_sense(recipe: Recipe) -> None:
-    """What the methods need of the rest of the recipe."""
+def _require_sense(recipe: Recipe, classes: int) -> None:
+    """What the methods need of the rest of the recipe, and of the number of classes."""
     problems = []
     for spec, method in zip((recipe.method, *recipe.method.also), _methods(recipe), strict=True):
         if method.needs_teacher and not recipe.teachers:
@@ -133,6 +133,9 @@ def _require_sense(recipe: Recipe) -> None:
             mend = f"choose another of {', '.join(distill.names())}"
             wrong = f"method {spec.name} is for {' and '.join(method.tasks)}, the task is {recipe.task.name}"
             problems.append(Problem("method.name", wrong, mend))
+        if classes < method.fewest_classes:
+            wrong = f"method {spec.name} teaches nothing of {classes} classes: {method.exceptions[TWO_CLASSES]}"
+            problems.append(Problem("method.name", wrong, "take kd, which is for any number of classes"))
     if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in _methods(recipe)):
         mend = "set it to 0, or use --hard-labels"
         wrong = f"method {recipe.method.name} learns nothing from rows without a label"

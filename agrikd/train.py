@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from agrikd import console, distill, files, gate, image, pool, ranks
 from agrikd.data.loader import Batch, unlabelled_rows
 from agrikd.data.manifest import Manifest
-from agrikd.distill._base import PARTS, Distiller
+from agrikd.distill._base import PARTS, TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
 from agrikd.nets._base import Net
@@ -93,7 +93,7 @@ def _start(job: Job, out: Path, resume: bool) -> Run:
 
 
 def _fit(job: Job, run: Run, check_cache: bool) -> None:
-    _say_what_differs(job.recipe)
+    _say_what_differs(job)
     device = ranks.device()
     distiller = _replayed(job, check_cache)
     job = _with_chosen_pool(job, run)
@@ -109,11 +109,13 @@ def _fit(job: Job, run: Run, check_cache: bool) -> None:
         _finish(job, state, run)
 
 
-def _say_what_differs(recipe: Recipe) -> None:
-    for spec in (recipe.method, *recipe.method.also):
-        reason = distill.method(spec.name).exceptions.get(PARTS)
-        if reason and ranks.world() > 1:
-            rows = recipe.optim.batch // ranks.world()
+def _say_what_differs(job: Job) -> None:
+    for spec in (job.recipe.method, *job.recipe.method.also):
+        declared = distill.method(spec.name).exceptions
+        if len(job.distiller.task.classes) == 2 and (reason := declared.get(TWO_CLASSES)):
+            console.say(f"method {spec.name}, of two classes: {reason}")
+        if ranks.world() > 1 and (reason := declared.get(PARTS)):
+            rows = job.recipe.optim.batch // ranks.world()
             console.say(f"method {spec.name}: {reason}; each of the {ranks.world()} processes sees {rows} rows alone")
 
 
