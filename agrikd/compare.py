@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from agrikd import console, distill, evaluate, files, grid, image, metrics
 from agrikd.data import manifest as manifests
+from agrikd.data.loader import PixelCache
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.grid import Cell, Plan
 from agrikd.jobs import open_loader, open_manifest, prepare
@@ -72,6 +73,7 @@ def compare(
         _claim(recipe, out)
     taught, cells = grid.teachers(recipes, plan, out), grid.students(recipes, plan, out)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        _in_parallel(pool, "photos", _decode, [(recipe,) for recipe in recipes])
         parts = [(recipe, part, processes) for recipe in recipes if _one_backbone(recipe) for part in range(processes)]
         _in_parallel(pool, "teachers' features", _features, parts)
         _in_parallel(pool, "teachers", _teach, [(cell,) for cell in taught])
@@ -179,6 +181,13 @@ def _costs(cells: Sequence[Cell]) -> dict[str, Cost]:
 def _one_backbone(recipe: Recipe) -> bool:
     """Whether the teachers of all seeds share theirs: a probe leaves it as it came."""
     return recipe.teach.stages == ("probe",)
+
+
+def _decode(recipe: Recipe) -> None:
+    """Fill the cache of pixels that all runs of the recipe share, which else each process would decode by itself."""
+    data = recipe.data
+    assert data.size is not None, "`grid.require` saw to it"
+    PixelCache(open_manifest(recipe), data.size, data.fit, data.cache_mb).fill()
 
 
 def _features(recipe: Recipe, part: int, parts: int) -> None:

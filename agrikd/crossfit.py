@@ -1,7 +1,8 @@
 """What a calibration is fitted to: held-out predictions, and what the training photos look like.
 
-Where labels are too few for a val split, k trainings are each judged on their fold. A distilled student's teacher has
-learned from the judged rows' labels, so for it these predictions are a little too good; a val split has no such leak.
+Where labels are too few for a val split, k trainings are each judged on their fold; photos of the judged plants and
+copies of the judged photos, labelled or not, are kept from them. A distilled student's teacher has learned from the
+judged rows' labels, so for it these predictions are a little too good; a val split has no such leak.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from agrikd import console, evaluate, image, known
 from agrikd.calibrate import HeldOut
 from agrikd.data.augment import Augment, another_camera, seed_of
 from agrikd.data.manifest import Manifest
+from agrikd.data.splits import kept_together
 from agrikd.errors import InputError, Problem
 from agrikd.jobs import open_manifest, stratum_folds
 from agrikd.predict.torch import TorchPredictor
@@ -25,23 +27,22 @@ from agrikd.tasks import open_task
 from agrikd.train import fit
 
 _VIEWS, _SIZE = 10, (224, 224)
+_FOLDS = 3
 _MOST_PHOTOS = 500
 """Of which views are drawn, 5,500 rows for a Gaussian of 50 statistics: a minute of one core."""
 
 
-def held_out(run: Run, count: int) -> HeldOut:
+def held_out(run: Run, count: int | None = None) -> HeldOut:
     """What the Run's net, or its likes, said of rows that they never learned from.
 
-    The val split if there is one; else stored held-out predictions; else `count` folds are trained, into the
-    Run's folder, and their predictions stored.
+    The val split if there is one; else stored held-out predictions, unless they are known to be of another number of
+    folds than `count`; else `count` folds (by default 3) are trained, into the Run's folder, and their predictions
+    stored.
     """
     manifest, seed = open_manifest(run.recipe), run.recipe.seed
     if rows := manifest.indices("val", labelled=True):
         return HeldOut(*_predicted(run.folder, manifest, rows), "val", looks(manifest, seed))
-    if (stored := run.held_out()) is None:
-        stored = _crossfit(run, manifest, count)
-        run.write_held_out(*stored)
-    truth, logits = stored
+    truth, logits = _out_of_fold(run, manifest, count)
     return HeldOut(logits, truth, "out-of-fold", looks(manifest, seed))
 
 
@@ -73,6 +74,20 @@ def _looks_of(manifest: Manifest, index: int, seed: int) -> NDArray[np.float32]:
     return np.stack(found)
 
 
+def _out_of_fold(run: Run, manifest: Manifest, count: int | None) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    stored, had = run.held_out(), run.folds()
+    wanted = (had or _FOLDS) if count is None else count
+    if stored and had in (None, wanted):
+        if count and not had:
+            console.say(f"{run.folder / 'held_out.npz'} does not say of how many folds it is, and is used as it is")
+        return stored
+    if stored:
+        console.say(f"the held-out predictions that are stored are of {had} folds: {wanted} are trained now")
+    made = _crossfit(run, manifest, wanted)
+    run.write_held_out(*made, folds=wanted)
+    return made
+
+
 def _crossfit(run: Run, manifest: Manifest, count: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
     if count < 2:
         mend = "ask for at least 2 folds, or give the manifest a val split"
@@ -84,15 +99,19 @@ def _crossfit(run: Run, manifest: Manifest, count: int) -> tuple[NDArray[Any], N
     for number in range(count):
         console.say(f"fold {number + 1} of {count}")
         judged = tuple(row for row, f in zip(train, fold, strict=True) if f == number)
-        part = fit(run.recipe, run.folder / "folds" / str(number), resume=True, manifest=_without(manifest, judged))
+        folder = run.folder / "folds" / f"{count}-{number}"
+        part = fit(run.recipe, folder, resume=True, manifest=_without(manifest, judged))
         made.append(_predicted(part.folder, manifest, judged))
     return np.concatenate([truth for _, truth in made]), np.concatenate([logits for logits, _ in made])
 
 
 def _without(manifest: Manifest, judged: tuple[int, ...]) -> Manifest:
-    """The manifest with the judged rows out of train. They go to test, which training never looks at."""
-    out = set(judged)
-    rows = (replace(row, split="test") if i in out else row for i, row in enumerate(manifest.rows))
+    """The manifest with the judged rows, and all of their groups and copies, in test, which training never looks at."""
+    unit_of = kept_together(manifest.rows)
+    out = set(unit_of[list(judged)].tolist())
+    rows = (
+        replace(row, split="test") if unit in out else row for row, unit in zip(manifest.rows, unit_of, strict=True)
+    )
     return replace(manifest, rows=tuple(rows))
 
 

@@ -18,8 +18,8 @@ from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
 from agrikd.data.loader import Loader, PixelCache, Sampler
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import folds, strata, subset
-from agrikd.distill._base import Distiller
+from agrikd.data.splits import folds, kept_together, strata, subset
+from agrikd.distill._base import TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, listed
 from agrikd.nets import from_timm
 from agrikd.nets._base import Net
@@ -88,12 +88,12 @@ def open_manifest(recipe: Recipe) -> Manifest:
 
 
 def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
-    """The fold, 0 to `count` − 1, of each labelled row; rows of a group stay together.
+    """The fold, 0 to `count` − 1, of each labelled row; rows of a group and copies stay together.
 
     Of each class, or of each stretch of the scale, every fold has an equal part.
     """
     target = task.encode(manifest)[0][list(rows)]
-    groups = [manifest.rows[row].group or f"row {row}" for row in rows]
+    groups = [str(unit) for unit in kept_together(manifest.rows)[list(rows)]]
     kinds = target.numpy() if task.scale is None else strata(target.tolist(), groups, count)
     return folds(kinds, count, seed, groups)
 
@@ -102,13 +102,13 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     """Open photos and nets. `manifest` overrides the recipe's (a fold, a study's shared one)."""
     manifest = manifest or open_manifest(recipe)
     task = open_task(recipe.task, manifest)
-    _require_sense(recipe)
+    _require_sense(recipe, len(task.classes))
     torch.manual_seed(recipe.seed)
     student = open_net(recipe.student, task.classes)
     if student.origin.classes not in (None, task.classes):
         known = f"its weights know the classes {listed(student.origin.classes or ())}"
         raise InputError(Problem("student", known, f"the photos have {listed(task.classes)}: name a timm model"))
-    needed = recipe.teachers if any(method.needs_teacher for method in _methods(recipe)) else ()
+    needed = recipe.teachers if any(method.needs_teacher for method in distill.methods(recipe.method)) else ()
     teachers = [open_teacher(spec, task.classes) for spec in needed]
     loader = open_loader(recipe, manifest, [student, *teachers])
     sampler = _sampler(recipe, manifest)
@@ -118,14 +118,10 @@ def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:
     return Job(recipe, manifest, loader, sampler, distiller)
 
 
-def _methods(recipe: Recipe) -> list[type[Distiller]]:
-    return [distill.method(spec.name) for spec in (recipe.method, *recipe.method.also)]
-
-
-def _require_sense(recipe: Recipe) -> None:
-    """What the methods need of the rest of the recipe."""
+def _require_sense(recipe: Recipe, classes: int) -> None:
+    """What the methods need of the rest of the recipe, and of the number of classes."""
     problems = []
-    for spec, method in zip((recipe.method, *recipe.method.also), _methods(recipe), strict=True):
+    for spec, method in zip((recipe.method, *recipe.method.also), distill.methods(recipe.method), strict=True):
         if method.needs_teacher and not recipe.teachers:
             mend = "add one under teachers:, or use method none"
             problems.append(Problem("teachers", f"method {spec.name} needs a teacher", mend))
@@ -133,11 +129,14 @@ def _require_sense(recipe: Recipe) -> None:
             mend = f"choose another of {', '.join(distill.names())}"
             wrong = f"method {spec.name} is for {' and '.join(method.tasks)}, the task is {recipe.task.name}"
             problems.append(Problem("method.name", wrong, mend))
-    if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in _methods(recipe)):
+        if classes < method.fewest_classes:
+            wrong = f"method {spec.name} teaches nothing of {classes} classes: {method.exceptions[TWO_CLASSES]}"
+            problems.append(Problem("method.name", wrong, "take kd, which is for any number of classes"))
+    if recipe.data.unlabelled_share and not any(method.uses_unlabelled for method in distill.methods(recipe.method)):
         mend = "set it to 0, or use --hard-labels"
         wrong = f"method {recipe.method.name} learns nothing from rows without a label"
         problems.append(Problem("data.unlabelled_share", wrong, mend))
-    taught = any(method.needs_teacher and not method.teachers_learn for method in _methods(recipe))
+    taught = any(method.needs_teacher and not method.teachers_learn for method in distill.methods(recipe.method))
     if recipe.data.pool != PoolSpec() and not (recipe.data.unlabelled_share and taught):
         wrong = "filters photos without a label by what a taught teacher says, and there is no teacher or no such photo"
         problems.append(Problem("data.pool", wrong, "leave it out, or set data.unlabelled_share and a teacher"))
@@ -149,7 +148,10 @@ def _require_sense(recipe: Recipe) -> None:
 
 
 def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Loader:
-    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes."""
+    """Batches rendered at the recipe's size, by default the largest of the nets' input sizes.
+
+    A method that mixes photos takes partners from those it may learn from: without a label only where there is a share.
+    """
     data = recipe.data
     largest = (max(net.input_size[0] for net in nets), max(net.input_size[1] for net in nets))
     size = data.size or largest
@@ -158,15 +160,17 @@ def open_loader(recipe: Recipe, manifest: Manifest, nets: Sequence[Net]) -> Load
         raise InputError(Problem("data.size", wrong, "leave it out, or make it as large as the largest net's input"))
     cache = PixelCache(manifest, size, data.fit, data.cache_mb)
     target, labelled = open_task(recipe.task, manifest).encode(manifest)
-    partners = manifest.indices("train") if any(method.mixes for method in _methods(recipe)) else ()
+    mixed = manifest.indices("train", labelled=None if data.unlabelled_share else True)
+    partners = mixed if any(method.mixes for method in distill.methods(recipe.method)) else ()
     return Loader(manifest, cache, Augment(data.augment, size), target, labelled, partners)
 
 
 def _sampler(recipe: Recipe, manifest: Manifest) -> Sampler:
+    """Without an unlabelled share its pool is empty, so that nobody asks the teacher about photos never drawn."""
     data = recipe.data
     return Sampler(
         labelled=manifest.indices("train", labelled=True),
-        unlabelled=manifest.indices("train", labelled=False),
+        unlabelled=manifest.indices("train", labelled=False) if data.unlabelled_share else (),
         batch=recipe.optim.batch,
         unlabelled_share=data.unlabelled_share,
         views=data.views,

@@ -4,7 +4,7 @@ recipe.yaml       the resolved recipe           weights.safetensors  the average
 run.json          versions, seeds, digests      checkpoint.pt        where training stands; gone when done
 metrics.jsonl     a line every so many steps    embeddings.npz       training embeddings and thumbnails
 gate.json         what was said of the teacher  calibration.json     temperature, thresholds
-report.json/html  the judgement                 held_out.npz         held-out predictions (teachers)
+report.json/html  the judgement                 held_out.npz         held-out predictions
 """
 
 from __future__ import annotations
@@ -147,19 +147,29 @@ class Run:
 
     def held_out(self) -> tuple[NDArray[Any], NDArray[np.float32]] | None:
         """(truth [N], logits [N, C]) on rows the net has never learned from, where they are stored."""
+        stored = self._held_out()
+        return (stored["truth"], stored["logits"]) if stored else None
+
+    def folds(self) -> int | None:
+        """Of how many folds the stored held-out predictions are; None where that is not recorded: `teach` does not."""
+        stored = self._held_out()
+        return int(stored["folds"]) if stored and stored["folds"] else None
+
+    def _held_out(self) -> dict[str, NDArray[Any]] | None:
         path = self.folder / "held_out.npz"
         if not path.exists():
             return None
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return stored["truth"], stored["logits"]
+                folds = stored["folds"] if "folds" in stored else np.array(0)
+                return {"truth": stored["truth"], "logits": stored["logits"], "folds": folds}
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             mend = "copy it again, or make the Run again"
             raise InputError(Problem(str(path), f"is damaged ({error})", mend)) from None
 
-    def write_held_out(self, truth: NDArray[Any], logits: NDArray[np.float32]) -> None:
+    def write_held_out(self, truth: NDArray[Any], logits: NDArray[np.float32], folds: int = 0) -> None:
         with files.replacing(self.folder / "held_out.npz") as temporary, temporary.open("wb") as out:
-            np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32))
+            np.savez(out, allow_pickle=False, truth=truth, logits=logits.astype(np.float32), folds=folds)
 
 
 def environment() -> dict[str, Any]:

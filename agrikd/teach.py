@@ -24,7 +24,7 @@ from agrikd.data.augment import CLEAN
 from agrikd.data.loader import Batch, Loader, Sampler, Views
 from agrikd.data.manifest import Manifest
 from agrikd.distill.none import StudentAlone
-from agrikd.errors import InputError, Problem
+from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import open_loader, open_manifest, stratum_folds
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.from_timm import TimmNet
@@ -33,7 +33,7 @@ from agrikd.recipe import MethodSpec, Recipe, Stage
 from agrikd.run import Run
 from agrikd.tasks import open_task
 from agrikd.tasks._base import Task
-from agrikd.train import TrainState, fit_epoch
+from agrikd.train import NonFiniteError, TrainState, fit_epoch
 
 _L2 = (1e-3, 1e-2, 1e-1)
 """Weight penalties of the probe that held-out predictions choose from."""
@@ -104,7 +104,7 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     The Run's recipe has the teacher in the student's place; run.json says each stage's verdict; held_out.npz
     keeps the held-out logits the gate judges by. The temperature that fits them (a calibrated teacher's soft
     targets teach better) is divided into the classifier, so that whoever loads the weights has it; not for numbers,
-    whose mean it would shift.
+    whose mean it would shift. Raises `TrainingError` where a stage's loss is not finite.
     """
     if not recipe.teachers or recipe.teachers[0].timm is None:
         mend = "name a timm model with weights under teachers:"
@@ -268,8 +268,12 @@ def _tuned(lesson: _Lesson, net: TimmNet, rows: tuple[int, ...], stage: Stage) -
     state = TrainState(method(lesson.task, student, (), StudentAlone.Config()), optim)
     sampler = Sampler(rows, (), optim.batch, 0.0, recipe.data.views, recipe.seed)
     batches = lesson.loader.ahead(_draws(sampler, optim.steps), recipe.data.workers)
-    for _ in console.track(range(optim.steps), f"teach {stage}"):
-        fit_epoch(state, batches, 1, recipe.seed)
+    for step in console.track(range(optim.steps), f"teach {stage}"):
+        try:
+            fit_epoch(state, batches, 1, recipe.seed)
+        except NonFiniteError as error:
+            wrong = f"teach {stage}: the loss is not finite at step {step} ({error})"
+            raise TrainingError(f"{wrong}\n    → lower teach.lr, or leave {stage} out of teach.stages") from None
     tuned = state.average.module
     assert isinstance(tuned, TimmNet)
     return _trained(tuned, lesson.task)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from agrikd import console, distill, files, gate, image, pool, ranks
 from agrikd.data.loader import Batch, unlabelled_rows
 from agrikd.data.manifest import Manifest
-from agrikd.distill._base import PARTS, Distiller
+from agrikd.distill._base import PARTS, TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
 from agrikd.nets._base import Net
@@ -93,7 +93,7 @@ def _start(job: Job, out: Path, resume: bool) -> Run:
 
 
 def _fit(job: Job, run: Run, check_cache: bool) -> None:
-    _say_what_differs(job.recipe)
+    _say_what_differs(job)
     device = ranks.device()
     distiller = _replayed(job, check_cache)
     job = _with_chosen_pool(job, run)
@@ -109,11 +109,13 @@ def _fit(job: Job, run: Run, check_cache: bool) -> None:
         _finish(job, state, run)
 
 
-def _say_what_differs(recipe: Recipe) -> None:
-    for spec in (recipe.method, *recipe.method.also):
-        reason = distill.method(spec.name).exceptions.get(PARTS)
-        if reason and ranks.world() > 1:
-            rows = recipe.optim.batch // ranks.world()
+def _say_what_differs(job: Job) -> None:
+    for spec in (job.recipe.method, *job.recipe.method.also):
+        declared = distill.method(spec.name).exceptions
+        if len(job.distiller.task.classes) == 2 and (reason := declared.get(TWO_CLASSES)):
+            console.say(f"method {spec.name}, of two classes: {reason}")
+        if ranks.world() > 1 and (reason := declared.get(PARTS)):
+            rows = job.recipe.optim.batch // ranks.world()
             console.say(f"method {spec.name}: {reason}; each of the {ranks.world()} processes sees {rows} rows alone")
 
 
@@ -173,7 +175,7 @@ class TrainState:
 def fit_epoch(state: TrainState, batches: Iterator[Batch], steps: int, seed: int = 0) -> dict[str, float]:
     """Take `steps` optimiser steps; returns the mean of the loss and of each named part.
 
-    Raises `_NonFiniteError` at the first loss that is not finite, before the weights change.
+    Raises `NonFiniteError` at the first loss that is not finite, before the weights change.
     """
     sums: dict[str, Tensor] = {}
     for _ in range(steps):
@@ -194,9 +196,8 @@ def learning_rate(spec: OptimSpec, step: int) -> float:
     return spec.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(spec.steps - warm, 1)))
 
 
-class _NonFiniteError(Exception):
-    def __init__(self, parts: dict[str, Tensor]) -> None:
-        super().__init__(", ".join(f"{name} {float(value):.4g}" for name, value in parts.items() if name != "loss"))
+class NonFiniteError(Exception):
+    """A step's loss is not finite. Its one argument, text alone so that it can be pickled, names the loss's parts."""
 
 
 def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -208,7 +209,7 @@ def _step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         step = distiller(batch)
     parts = ranks.mean({"loss": step.loss.detach(), **{name: part.detach() for name, part in step.parts.items()}})
     if not torch.isfinite(parts["loss"]):
-        raise _NonFiniteError(parts)
+        raise NonFiniteError(", ".join(f"{name} {float(part):.4g}" for name, part in parts.items() if name != "loss"))
     state.optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
     ranks.share(distiller)
@@ -231,7 +232,7 @@ def _fit_steps(job: Job, state: TrainState, run: Run, device: torch.device) -> N
             steps = _until_boundary(state.step, spec)
             try:
                 means = fit_epoch(state, batches, steps, job.recipe.seed)
-            except _NonFiniteError as error:
+            except NonFiniteError as error:
                 raise _stopped(job, run, state.step, error) from None
             saves = state.step % spec.checkpoint_every == 0
             if ranks.leads():
@@ -249,7 +250,7 @@ def _until_boundary(step: int, spec: OptimSpec) -> int:
     return min(*ends, spec.steps) - step
 
 
-def _stopped(job: Job, run: Run, step: int, error: _NonFiniteError) -> TrainingError:
+def _stopped(job: Job, run: Run, step: int, error: NonFiniteError) -> TrainingError:
     path = run.folder / f"non_finite_batch_{step}.pt"
     if ranks.leads():
         _save(vars(job.loader.batch(job.sampler.draw(step))), path)

@@ -14,13 +14,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from agrikd import compare, gate, train
+from agrikd import compare, gate, grid, jobs, train
 from agrikd.cli import app
 from agrikd.crossfit import held_out
+from agrikd.data.loader import PixelCache
 from agrikd.data.manifest import read
 from agrikd.errors import GateError
 from agrikd.grid import Plan
 from agrikd.nets.cached import FeatureStore
+from agrikd.nets.sources import open_net
 from agrikd.recipe import MethodSpec, Recipe, parse
 from agrikd.run import Run
 
@@ -143,6 +145,33 @@ def test_a_study_interrupted_inside_a_run_goes_on(tiny: Tiny, tmp_path: Path, mo
     assert [arm.figures["macro_f1"] for arm in cut.arms] == [arm.figures["macro_f1"] for arm in whole.arms]
 
 
+def test_a_study_decodes_its_photos_before_its_runs_need_them(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is missing when the processes begin is decoded by each of them at once."""
+    monkeypatch.setenv("AGRIKD_CACHE", str(tmp_path / "cache"))
+    begun: list[str] = []
+
+    def first_alone(pool: Any, what: str, work: Any, tasks: Any, *_: Any) -> None:
+        begun.append(what)
+        if what != "photos":
+            raise KeyboardInterrupt
+        for task in tasks:
+            work(*task)
+
+    monkeypatch.setattr(compare, "_in_parallel", first_alone)
+    recipe, plan = studied(tiny), Plan(2, labels=(8, 0))
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare([recipe], plan, tmp_path / "study", processes=2)
+    assert begun == ["photos", "teachers' features"]
+    monkeypatch.setattr(PixelCache, "_build", lambda cache: pytest.fail("decoded again"))
+    cells = [*grid.teachers([recipe], plan, tmp_path), *grid.students([recipe], plan, tmp_path)]
+    net = open_net(recipe.student, ("blight", "healthy", "rust"))
+    for cell in cells:
+        jobs.open_loader(cell.recipe, jobs.open_manifest(cell.recipe), [net]).cache.fill()
+    assert len({cell.seed for cell in cells}) == 2 and len(cells) > 10
+
+
 def test_a_study_over_labels_and_students_draws_its_curves(tiny: Tiny, tmp_path: Path) -> None:
     recipe = studied(tiny).model_copy(update={"method": MethodSpec(name="mse")})
     plan = Plan(1, labels=(8, 0), students=("mobilenetv3_small_050", "mobilenetv3_small_075"))
@@ -181,12 +210,17 @@ def test_held_out_predictions_without_a_val_split_are_out_of_fold(
     raw = tiny(data={"manifest": str(without_val), "root": str(tiny_photos)})
     run = train.fit(parse(raw, "test"), tmp_path / "run")
     logits, truth, evidence, looks = held_out(run, 2)
-    assert evidence == "out-of-fold" and logits.shape == (24, 3) and np.bincount(truth).tolist() == [8, 8, 8]
+    assert (
+        run.folds() == 2
+        and evidence == "out-of-fold"
+        and logits.shape == (24, 3)
+        and np.bincount(truth).tolist() == [8, 8, 8]
+    )
     assert looks is not None and looks.known.photos == 24 and looks.held_out.shape == (24 * 11,)
-    stored, _, _, again = held_out(run, 2)
+    stored, _, _, again = held_out(run)
     assert again is not None and again.known == looks.known and np.array_equal(again.held_out, looks.held_out)
     assert np.array_equal(stored, logits), "the stored predictions are read, not trained again"
-    folds = [Run.open(run.folder / "folds" / name) for name in ("0", "1")]
+    folds = [Run.open(run.folder / "folds" / name) for name in ("2-0", "2-1")]
     assert [len(np.load(fold.folder / "embeddings.npz")["path"]) for fold in folds] == [12, 12]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agrikd import metrics
-from agrikd.errors import InputError
+from agrikd.errors import InputError, TrainingError
 from agrikd.nets.sources import open_net
 from agrikd.recipe import NetSpec, parse
 from agrikd.run import Run
@@ -60,6 +60,16 @@ def test_out_of_fold_predictions_where_there_is_no_val_split(tiny: Tiny, tiny_ph
     assert all(stage["rows"] == 24 for stage in stages)
     stored = run.held_out()
     assert stored is not None and np.bincount(stored[0]).tolist() == [8, 8, 8]
+
+
+def test_a_stage_whose_loss_is_not_finite_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    raw = tiny(teachers=[{"timm": "mobilenetv3_small_050", "input_size": 32}])
+    raw["teach"] = {"stages": ["all"], "steps": 50, "lr": 1e30}
+    raw["optim"] = {**raw["optim"], "clip": 0, "warmup": 0, "name": "sgd"}
+    with pytest.raises(
+        TrainingError, match=r"(?s)teach all: the loss is not finite at step \d+ \(task .*lower teach.lr"
+    ):
+        teach(parse(raw, "test"), tmp_path / "teacher")
 
 
 def test_labels_that_say_nothing_teach_nothing(tiny: Tiny, tiny_photos: Path, tmp_path: Path) -> None:

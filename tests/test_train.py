@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -137,6 +138,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tiny: Tiny,
         Run.open(tmp_path / "run")
 
 
+def test_a_loss_that_is_not_finite_crosses_to_another_process(tiny: Tiny) -> None:
+    """An exception that cannot be unpickled breaks a whole pool of processes."""
+    job = jobs.prepare(parse(tiny(), "test"))
+    job.student.classifier.weight.data.fill_(math.nan)
+    state = train.TrainState(job.distiller, job.recipe.optim)
+    with pytest.raises(train.NonFiniteError, match=r"^task nan$") as caught:
+        train.fit_epoch(state, iter([job.loader.batch(job.sampler.draw(0))]), 1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == "task nan"
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny: Tiny, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train.fit(parse(tiny(seed=seed), "test"), tmp_path / name)
@@ -183,3 +194,15 @@ def test_stored_features_teach_as_the_live_teacher_does(tiny: Tiny, taught: Path
     assert seen == 32
     with pytest.raises(ValueError, match="view seed"):
         cached.store(torch.tensor([0]), torch.tensor([3]))
+
+
+def test_the_teacher_is_asked_about_no_photo_that_is_never_drawn(tiny: Tiny, taught: Path) -> None:
+    stored = {}
+    for share in (0.0, 0.5):
+        raw = distilled(tiny, taught)
+        raw["data"] |= {"views": 2, "unlabelled_share": share}
+        job = jobs.prepare(parse(raw, "test"))
+        teacher = train._replayed(job).teachers[0]
+        stored[share] = tuple(np.flatnonzero(teacher.store._slots >= 0).tolist())
+    assert stored[0.0] == job.manifest.indices("train", labelled=True)
+    assert stored[0.5] == job.manifest.indices("train")

@@ -90,7 +90,10 @@ def calibrate(
         float, typer.Option(help="How often the candidates, or a number's interval, must hold the truth.")
     ] = 0.9,
     known_kept: Annotated[float, typer.Option(help="Share of known plants not called unknown.")] = 0.95,
-    folds: Annotated[int, typer.Option(help="Trainings where there is no val split.")] = 3,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Trainings where there is no val split (default: as many as were stored, else 3)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the temperature and the thresholds for "unsure" and "not a plant I know" on held-out photos.

@@ -194,6 +194,14 @@ def strata(values: Sequence[float], groups: Sequence[str], size: int) -> NDArray
     return np.asarray(np.minimum(rank // size, len(names) // size - 1)[place], np.int64)
 
 
+def kept_together(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """[N]: rows of one group and copies (equal sha256), directly or through others, have the same number."""
+    unit_of = np.empty(len(rows), np.int64)
+    for number, unit in enumerate(_units(rows, 0)):
+        unit_of[list(unit.rows)] = number
+    return unit_of
+
+
 def folds(
     targets: Sequence[int] | Sequence[str] | NDArray[np.int64],
     k: int,

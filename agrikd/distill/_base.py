@@ -23,8 +23,7 @@ from agrikd.tasks._base import Task
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
 
-
-PARTS = "equal parts of a batch"
+PARTS, TWO_CLASSES = "equal parts of a batch", "two classes"
 
 
 def over_labelled(loss: Tensor, batch: Batch) -> Tensor:
@@ -48,9 +47,9 @@ class Distiller(nn.Module):
     them than it asked for, so it counts from the end. `teacher_embedding`: it reads that too. `teachers_learn`: the
     method trains its teachers too (online methods); else they stay in eval mode without gradients. `uses_unlabelled`:
     rows without a label teach the student something. `mixes`: each view is a mixture of two photos. `peers`: its
-    teachers are nets of the student's own kind. `tasks`: names of those it fits, empty for all. `exceptions`: contracts
-    of all methods (the tests name them) that this one cannot keep, with the reason.
-    `PARTS` names that the mean of the losses of equal parts of a batch is the batch's, which several processes need.
+    teachers are nets of the student's own kind. `tasks`: names of those it fits, empty for all. `fewest_classes`: with
+    fewer it teaches nothing. `exceptions`: contracts (the tests name them) that it cannot keep, and why. `PARTS`: the
+    mean of the losses of equal parts of a batch is the batch's (ranks need it). `TWO_CLASSES`: of two, each teaches.
     """
 
     class Config(Spec):
@@ -68,6 +67,7 @@ class Distiller(nn.Module):
     mixes: ClassVar[bool] = False
     peers: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ()
+    fewest_classes: ClassVar[int] = 2
     exceptions: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, task: Task, student: Net, teachers: Sequence[Net], config: Config) -> None:

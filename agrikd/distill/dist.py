@@ -6,6 +6,8 @@ softened probabilities (eq. 7 to 10 there):
 
     weight_dist_inter · T² · mean over photos of d(student row, teacher row)
     + weight_dist_intra · T² · mean over classes of d(student column, teacher column)
+
+Of two classes the first part is 0 or 2 whatever the probabilities, and the second alone teaches.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import PARTS, Distiller, Temperature, Weight
+from agrikd.distill._base import PARTS, TWO_CLASSES, Distiller, Temperature, Weight
 from agrikd.nets._base import Outputs
 
 
@@ -37,7 +39,10 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Correlations(Distiller):
-    exceptions: ClassVar[dict[str, str]] = {PARTS: "dist_intra correlates the rows of a class"}
+    exceptions: ClassVar[dict[str, str]] = {
+        PARTS: "dist_intra correlates the rows of a class",
+        TWO_CLASSES: "any two probabilities correlate by 1 or −1, so dist_intra alone teaches",
+    }
 
     class Config(Distiller.Config):
         """Temperature and weights: the defaults of the authors' code, which they use for ImageNet."""

@@ -5,19 +5,21 @@ them apart (eq. 7 there), with p_t the softened probability of the target class 
 
     weight_dkd_target · T² · KL([p_t, 1 − p_t]) + weight_dkd_others · T² · KL(q)
 
-The target is the label; a row without one takes the teacher's first class.
+The target is the label; a row without one takes the teacher's first class. Of two classes there is one other, so the
+second part is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Temperature, Weight
+from agrikd.distill._base import TWO_CLASSES, Distiller, Temperature, Weight
 from agrikd.nets._base import Outputs
 from agrikd.tasks.classification import softened_kl
 
@@ -41,6 +43,8 @@ def _others(logits: Tensor, own: Tensor) -> Tensor:
 
 
 class DecoupledSoftTargets(Distiller):
+    exceptions: ClassVar[dict[str, str]] = {TWO_CLASSES: "dkd_others is 0, as there is one other, and it is kd"}
+
     class Config(Distiller.Config):
         """temperature: as for kd. weight_dkd_target: the paper's α = 1. weight_dkd_others: the paper's β is 8 with
         CIFAR-100 and 0.5 with ImageNet; 2 lies between."""

@@ -7,7 +7,7 @@ there), and the student learns from the teacher alone:
     weight_funmatch · T² · KL(softmax(teacher / T) ‖ softmax(student / T))
 
 A view's partner and λ are drawn from its view seed, so mixtures can be replayed like any view. A mixture has no label:
-every row counts as unlabelled.
+every row counts as unlabelled. Photos without a label are partners only where `data.unlabelled_share` is above 0.
 """
 
 from __future__ import annotations

@@ -5,17 +5,20 @@ One temperature for both nets asks the student to match the teacher's range of l
 first brought to mean 0 and standard deviation 1 (eq. 6 and algorithm 1 there):
 
     weight_logit_std · T² · KL(softmax(z(teacher) / T) ‖ softmax(z(student) / T))
+
+Of two classes nothing is left: any two logits become −0.71 and 0.71, and the gradient is zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from agrikd.data.loader import Batch
-from agrikd.distill._base import Distiller, Temperature, Weight
+from agrikd.distill._base import TWO_CLASSES, Distiller, Temperature, Weight
 from agrikd.distill.kd import kd_loss
 from agrikd.nets._base import Outputs
 
@@ -33,6 +36,9 @@ def standardised(logits: Tensor) -> Tensor:
 
 
 class StandardisedSoftTargets(Distiller):
+    fewest_classes: ClassVar[int] = 3
+    exceptions: ClassVar[dict[str, str]] = {TWO_CLASSES: "any two logits, standardised, are −0.71 and 0.71"}
+
     class Config(Distiller.Config):
         """The authors' code: temperature 2, weight 9. With three classes the standard deviation is noisy."""
 

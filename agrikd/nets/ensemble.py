@@ -71,7 +71,7 @@ def combined(p: Tensor, combine: Combine, best: Tensor) -> Tensor:
         weight = (1 - entropy / math.log(p.shape[2])).clamp(min=_LEAST)
         return (weight * p).sum(dim=0) / weight.sum(dim=0)
     spoken = p[best, :, torch.arange(p.shape[2])].T
-    return spoken / spoken.sum(dim=1, keepdim=True)
+    return spoken / spoken.sum(dim=1, keepdim=True).clamp(min=_LEAST)
 
 
 def open_teacher(spec: NetSpec, classes: tuple[str, ...]) -> Net:

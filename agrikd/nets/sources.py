@@ -50,7 +50,7 @@ def _opened(spec: NetSpec, classes: tuple[str, ...]) -> TimmNet:
     if spec.weights == "hub":
         return _from_hub(spec, len(classes))
     if spec.weights == "package":
-        return _loaded(spec, classes, _package_weights(spec), {}, f"package of {spec.timm}")
+        return _loaded(spec, classes, _package_weights(spec), {}, f"package of {spec.timm}", packaged=True)
     if spec.weights == "none":
         return TimmNet(create(spec, len(classes)), spec, Origin("random weights", head_trained=False))
     path = Path(spec.weights)
@@ -153,19 +153,26 @@ def _package_weights(spec: NetSpec) -> dict[str, Tensor]:
 
 
 def _loaded(
-    spec: NetSpec, classes: tuple[str, ...], weights: dict[str, Tensor], said: dict[str, Any], source: str
+    spec: NetSpec,
+    classes: tuple[str, ...],
+    weights: dict[str, Tensor],
+    said: dict[str, Any],
+    source: str,
+    packaged: bool = False,
 ) -> TimmNet:
-    """A net from plain weights: their own head if they name their classes, else a fresh one."""
+    """A net from plain weights: their own head if they name their classes, else a fresh one.
+
+    packaged: they are timm's own, so timm's normalisation is theirs.
+    """
     own = tuple(said.get("classes", ()))
     model = create(spec, len(own or classes))
     if not own:
         fresh = {name: value for name, value in model.state_dict().items() if name.startswith(_head(model))}
         weights = {**weights, **fresh}
     _load(model, weights, source)
-    stated = spec if source.startswith("package") else None
     config: Any = model.pretrained_cfg
-    mean = said.get("mean") or (config["mean"] if stated else spec.mean)
-    std = said.get("std") or (config["std"] if stated else spec.std)
+    mean = said.get("mean") or (config["mean"] if packaged else spec.mean)
+    std = said.get("std") or (config["std"] if packaged else spec.std)
     origin = Origin(source, bool(own), own or None, tuple(mean) if mean else None, tuple(std) if std else None)
     full = {**spec.model_dump(), "mean": spec.mean or said.get("mean"), "std": spec.std or said.get("std")}
     full["input_size"] = spec.input_size or said.get("input_size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kit import CLASSES, TASKS, Tiny, batch, distiller
 
 from agrikd import distill, tasks
 from agrikd.data.loader import Batch
-from agrikd.distill._base import PARTS
+from agrikd.distill._base import PARTS, TWO_CLASSES
 from agrikd.distill.kd import kd_loss
 from agrikd.tasks.classification import Classification, softened_kl
 
@@ -31,7 +32,7 @@ def test_the_methods_are_counted() -> None:
     assert set(METHODS) >= {"none", "kd"}
     assert len(METHODS) == 20 and len(PAIRS) == 20 + 17
     assert set(TASKS) == set(tasks.names())
-    assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER, PARTS}
+    assert {contract for _, contract in EXCEPTIONS} <= {ZERO, BATCH_OF_ONE, ORDER, PARTS, TWO_CLASSES}
     assert all(reason for name in METHODS for reason in distill.method(name).exceptions.values())
 
 
@@ -82,6 +83,24 @@ def test_the_loss_is_the_mean_over_equal_parts_of_a_batch(name: str, task: str) 
     apart = abs(float((sum(parts) / 2 - made(rows).loss).detach()))
     assert (apart > 1e-3) == (PARTS in made.exceptions)
     assert apart < 2e-6 or PARTS in made.exceptions
+
+
+@pytest.mark.parametrize("name", [name for name, task in PAIRS if task == "classification"])
+def test_each_loss_of_two_classes_teaches_the_student(name: str) -> None:
+    method, two = distill.method(name), CLASSES[:2]
+    teachers = [Tiny(2, two)] if method.needs_teacher else []
+    made, rows = method(Classification(two), Tiny(1, two), teachers, method.Config()).eval(), batch()
+    step = made(replace(rows, target=rows.target % 2))
+    students = [*made.student.parameters()]
+    silent = {
+        part
+        for part, value in step.parts.items()
+        for found in [torch.autograd.grad(value, students, retain_graph=True, allow_unused=True)]
+        if sum(float(each.abs().sum()) for each in found if each is not None) < 1e-2
+    }
+    own = silent - {"peers", "teacher"}  # by these the teachers learn
+    assert bool(own) == (TWO_CLASSES in method.exceptions), own
+    assert (own == step.parts.keys() - {"task"}) == (method.fewest_classes > 2 or name == "none")
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)

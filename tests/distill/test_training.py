@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from kit import same_weights
 
 from agrikd import distill, jobs, tasks, train
-from agrikd.nets.cached import CachedTeacher
+from agrikd.errors import InputError
+from agrikd.nets.cached import CachedTeacher, FeatureStore
 from agrikd.nets.ensemble import Ensemble
 from agrikd.recipe import parse
 from agrikd.run import Run
@@ -106,3 +108,41 @@ def test_function_matching_sees_mixtures_alone(tiny: Tiny) -> None:
     batch = job.loader.batch(job.sampler.draw(0))
     assert not batch.labelled.any()
     assert float(job.distiller(batch).parts["task"].detach()) == 0
+
+
+def test_function_matching_without_the_pool_sees_labelled_photos_alone(tiny: Tiny) -> None:
+    raw = recipe_of(tiny, {"name": "funmatch"}).model_dump(mode="json")
+    stores = {}
+    for share, labels in ((0.0, None), (0.0, 8), (0.5, None), (0.5, 8)):
+        raw["data"] |= {"unlabelled_share": share, "labels_per_class": labels}
+        job = jobs.prepare(parse(raw, "test"))
+        net = job.distiller.teachers[0]
+        stores[share, labels] = FeatureStore(net, job.loader, 3).disk.path
+        partners = job.manifest.indices("train", labelled=None if share else True)
+        assert job.loader.partners == partners and len(partners) == (42 if share else 12 if labels else 24)
+    assert stores[0.5, None] == stores[0.5, 8], "the same photos are mixed, whoever has a label"
+    assert len({*stores.values()}) == 3
+
+
+@pytest.fixture
+def of_two_classes(tiny: Tiny, tiny_photos: Path, tmp_path: Path) -> Tiny:
+    lines = (tiny_photos / "manifest.csv").read_text().splitlines()
+    (tmp_path / "two.csv").write_text("\n".join(line for line in lines if "rust" not in line) + "\n")
+    return partial(tiny, data={"manifest": str(tmp_path / "two.csv"), "root": str(tiny_photos)})
+
+
+@pytest.mark.parametrize("method", [{"name": "logit_std"}, {"name": "kd", "also": [{"name": "logit_std"}]}])
+def test_a_method_that_teaches_nothing_of_two_classes_is_refused(of_two_classes: Tiny, method: dict[str, Any]) -> None:
+    said = r"(?s)method.name: method logit_std teaches nothing of 2 classes: any two logits.*take kd"
+    with pytest.raises(InputError, match=said):
+        jobs.prepare(recipe_of(of_two_classes, method))
+
+
+@pytest.mark.parametrize("name", ["dist", "dkd", "kd"])
+def test_a_method_that_teaches_less_of_two_classes_says_so(
+    of_two_classes: Tiny, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for number, photos in enumerate((of_two_classes, tiny)):
+        train.fit(recipe_of(photos, {"name": name}), tmp_path / str(number))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"method {name}, of two classes:") == (name != "kd")

@@ -10,6 +10,7 @@ import torch
 from kit import CLASSES, Tiny, batch
 
 from agrikd.errors import InputError
+from agrikd.nets._base import Outputs
 from agrikd.nets.ensemble import Ensemble, combined, open_teacher
 from agrikd.nets.sources import open_net
 from agrikd.recipe import DataSpec, NetSpec, Recipe
@@ -41,6 +42,14 @@ def test_members_that_know_nothing_are_averaged() -> None:
 def test_each_class_speaks_through_its_best_member() -> None:
     best = torch.tensor([0, 1, 1])
     np.testing.assert_allclose(combined(P, "best", best), [[0.5, 0.4375, 0.0625], [0.4 / 1.4, 0, 1 / 1.4]])
+
+
+def test_members_that_are_each_sure_of_a_class_another_speaks_for_say_nothing() -> None:
+    """Their probabilities for their own classes underflow, and 0 / 0 is no number."""
+    net = Ensemble([Tiny(1), Tiny(2)], "best", torch.tensor([0, 1, 1]))
+    sure = [torch.eye(3)[[place]] * 200 for place in (2, 0)]
+    said = net._combined([Outputs(logits, torch.zeros(1, 8)) for logits in sure])
+    np.testing.assert_allclose(said.logits.softmax(1), [[1 / 3] * 3])
 
 
 @pytest.mark.parametrize("combine", ["mean", "confidence"])

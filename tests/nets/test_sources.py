@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -94,8 +95,12 @@ def test_an_unreachable_hub_says_how_to_go_on_offline(tmp_path: Path) -> None:
     assert "the hub gave none" in done.stdout and "offline, set weights to a .safetensors file" in done.stdout
 
 
-def test_a_plain_file_gets_a_fresh_head_and_does_not_claim_a_normalisation(stored: Path) -> None:
-    net = open_net(NetSpec(timm=NAME, weights=str(stored)), CLASSES)
+@pytest.mark.parametrize("name", ["plain.safetensors", "package.safetensors"])
+def test_a_plain_file_gets_a_fresh_head_and_does_not_claim_a_normalisation(
+    stored: Path, tmp_path: Path, name: str
+) -> None:
+    path = shutil.copy(stored, tmp_path / name)
+    net = open_net(NetSpec(timm=NAME, weights=str(path)), CLASSES)
     assert torch.equal(net.model.conv_stem.weight, load_file(stored)["conv_stem.weight"])
     assert net.classifier.weight.shape[0] == 3
     assert not net.origin.head_trained and net.origin.classes is None and net.origin.mean is None
