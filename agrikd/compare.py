@@ -203,7 +203,10 @@ def _fill(recipe: Recipe, spec: NetSpec, part: int = 0, parts: int = 1, check_se
     manifest = open_manifest(recipe)
     net = open_net(spec, open_task(recipe.task, manifest).classes).eval()
     loader = open_loader(recipe, manifest, [net])
-    replay(net, loader, int(recipe.data.views or 0), manifest.indices("train")[part::parts], check_seed)
+    # a Run serves its own seed, whose labels are known; a backbone the seeds to come, with any of the rows
+    labelled = True if spec.run and not recipe.data.unlabelled_share else None
+    rows = manifest.indices("train", labelled=labelled)
+    replay(net, loader, int(recipe.data.views or 0), rows[part::parts], check_seed)
 
 
 def _teach(cell: Cell) -> None:

@@ -126,14 +126,18 @@ def _unfit(recipe: Recipe) -> Iterator[Problem]:
 
 def _unfit_for(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
     """What this recipe cannot do of the plan, which a study would otherwise find after hours of teaching."""
+    manifest, numbers = open_manifest(recipe), recipe.task.scale is not None
     for name in plan.methods or ():
-        fits = distill.method(name).tasks
-        if fits and recipe.task.name not in fits:
-            wrong = f"{name} is for {' and '.join(fits)}, the task of {recipe.name} is {recipe.task.name}"
+        method, wrong = distill.method(name), ""
+        if method.tasks and recipe.task.name not in method.tasks:
+            wrong = f"{name} is for {' and '.join(method.tasks)}, the task of {recipe.name} is {recipe.task.name}"
+        elif not numbers and len(manifest.classes) < method.fewest_classes:
+            wrong = f"{name} teaches nothing of the {len(manifest.classes)} classes of {recipe.name}"
+        if wrong:
             yield Problem("--methods", wrong, f"choose others of {', '.join(distill.names())}")
     folds = recipe.teach.folds
-    few = [n for n in _labels(recipe, plan) if n is not None and n < folds and recipe.task.scale is None]
-    if few and not open_manifest(recipe).indices("val", labelled=True):
+    few = [n for n in _labels(recipe, plan) if n is not None and n < folds and not numbers]
+    if few and not manifest.indices("val", labelled=True):
         wrong = f"{recipe.name}: {min(few)} labels a class are too few to teach with {folds} folds and no val split"
         yield Problem("--labels", wrong, f"ask for {folds} or more, or set teach.folds={max(2, min(few))}")
 

@@ -652,7 +652,7 @@ JUDGING = [
 DATA = [
     M("init on nothing", "init {here}/none", "there is no such folder", "{here}/none", "give the folder", own=True),
     M("init on an empty folder", "init {here}/p", "holds no photos", "{here}/p", "expected .jpg", files_in("p/a.txt")),
-    M("init on a file", "init {recipe} --out {out}", "folder", "{recipe}", "→"),
+    M("init on a file", "init {recipe} --out {out}", "neither a folder nor a table", "{recipe}", "a CSV"),
     M("init over a recipe", "init {photos} --out {here}", "is there already", "{recipe}", "choose another --out"),
     M("init over a manifest", "init {photos} --out {here}/p", "is there", "p/m", "away", files_in("p/manifest.csv")),
     M("init on unsorted photos", "init {photos}/images/test", "holds no class folder", "images/test", "one sub-folder"),

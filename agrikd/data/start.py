@@ -42,6 +42,9 @@ _PRETRAINED = "  - {timm: tf_efficientnet_lite2, weights: package, input_size: 2
 _SCRATCH = "  - {timm: resnet18, input_size: 112}  # from scratch: the extra `pretrained` is not installed"
 
 
+_TABLES = (".csv", ".tsv", ".txt")
+
+
 @dataclass(frozen=True)
 class Started:
     """What `init` made. counts: rows by split and label state."""
@@ -67,6 +70,9 @@ def start(source: Path, out: Path | None = None, seed: int = 0, columns: Mapping
     source: a folder of class folders, or a table with a line a photo, whose `columns` are as in `from_csv`.
     """
     table = source.is_file()
+    if table and source.suffix.casefold() not in _TABLES:
+        mend = "give the folder that holds the photos, or a CSV of their labels"
+        raise InputError(Problem(str(source), "is neither a folder nor a table", mend))
     if columns and not table:
         raise InputError(Problem("--column", f"{source} is no table", "give the CSV file that has the columns"))
     folder = source.parent if table else source
