@@ -94,7 +94,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_net(net: TimmNet, recipe: Recipe, run: Run) -> None:
     """Write a net's weights under timm's own names; the file says its classes and its door. Marks the Run done."""
-    if not all(value.isfinite().all() for value in net.parameters()):
+    if not all(value.isfinite().all() for value in net.model.state_dict().values()):
         raise TrainingError(f"{run.folder}: the last step left weights that are not finite\n    → lower optim.lr")
     said = {
         "timm": net.spec.timm,

@@ -17,9 +17,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from agrikd.errors import InputError
-from agrikd.nets.sources import open_net
-from agrikd.recipe import NetSpec
+from agrikd.errors import InputError, TrainingError
+from agrikd.nets.sources import open_net, save_net
+from agrikd.recipe import DataSpec, NetSpec, Recipe
+from agrikd.run import Run
 
 CLASSES = ("blight", "healthy", "rust")
 NAME = "mobilenetv3_small_050"
@@ -134,6 +135,17 @@ def test_a_run_s_weights_file_alone_still_says_what_it_is(taught: Path) -> None:
     spec = NetSpec(timm="tf_efficientnet_lite0", weights=str(taught / "weights.safetensors"))
     net = open_net(spec, CLASSES)
     assert net.origin.head_trained and net.origin.classes == CLASSES and net.input_size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "bn1.running_var"])
+def test_weights_and_statistics_that_are_not_finite_are_not_kept(name: str, tmp_path: Path) -> None:
+    net = open_net(NetSpec(timm=NAME, input_size=(64, 64)), CLASSES)
+    net.model.state_dict()[name].flatten()[0] = torch.nan
+    recipe = Recipe(name="x", data=DataSpec(manifest=tmp_path / "none.csv"), student=NetSpec(timm=NAME))
+    run = Run.start(tmp_path / "run", recipe, {"classes": list(CLASSES)}, resume=False)
+    with pytest.raises(TrainingError, match="left weights that are not finite"):
+        save_net(net, recipe, run)
+    assert not run.done
 
 
 def test_weights_of_another_net_are_refused(stored: Path) -> None:
