@@ -242,9 +242,16 @@ def export() -> None:
     st.text(words["review.count"].format(count=count))
     if count:
         st.download_button(words["review.csv"], labels_csv, "labels.csv", "text/csv", on_click="ignore")
-    if count and visitor.reviews and st.button(words["review.prepare"]):
-        with st.spinner(words["review.preparing"]):
-            prepare()
+    if count and visitor.reviews:
+        st.button(words["review.prepare"], on_click=lambda: state.update(review_prepare=True))
+        if state.get("review_prepare"):
+            try:
+                with st.spinner(words["review.preparing"]):
+                    prepare()
+            except AgriKDError:
+                state.review_prepare = False
+                raise
+            state.review_prepare = False  # only now: what interrupts this run begins another, which still has to do it
 
 
 title, own_name = st.columns([3, 2], vertical_alignment="bottom")

@@ -122,7 +122,7 @@ def test_labels_from_a_browser_train_a_student(folder: Path, tmp_path: Path) -> 
         page.get_by_text("The labels as next season").click()
         page.get_by_role("button", name="Prepare photos for training").click()
         with page.expect_download(timeout=60_000) as coming:
-            page.get_by_role("button", name="Photos and manifest (ZIP)").click()
+            page.get_by_role("button", name="Photos and manifest (ZIP)").click(timeout=60_000)
         coming.value.save_as(tmp_path / "photos.zip")
     with zipfile.ZipFile(tmp_path / "photos.zip") as packed:
         packed.extractall(tmp_path / "photos")
