@@ -171,25 +171,31 @@ class _Talk:
         return found
 
     def _send(self, wire: Wire, bundle: Bundle, missing: Sequence[tuple[int, int]]) -> None:
-        """As much in flight as the link carries in `_AHEAD_S`, one chunk at the least: a cut costs no more."""
+        """As much in flight as the link carries in `_AHEAD_S`, one chunk at the least: a cut costs no more.
+
+        How much that is, the first chunk does not say: a link that has rested takes it at once.
+        """
         needed, begun, arrived, waiting = self._needs(bundle, missing), time.monotonic(), 0, deque[int]()
+        first, first_at = 0, begun
 
         def say() -> None:
             in_all = self.outcome.needed_bytes
             self.report(self.outcome.host, "sending", (in_all - needed + arrived, in_all))
 
         def acknowledged() -> None:
-            nonlocal arrived
+            nonlocal arrived, first, first_at
             self._hear(wire)
             arrived += waiting.popleft()
             self.progress_at = time.monotonic()
+            if not first:
+                first, first_at = arrived, self.progress_at
             say()
 
         say()
         for file, number in missing:
             data = bundle.chunk(file, number)
             while waiting and sum(waiting) + len(data) > min(
-                arrived / (time.monotonic() - begun) * _AHEAD_S, _MOST_BYTES
+                (arrived - first) / (time.monotonic() - first_at) * _AHEAD_S, _MOST_BYTES
             ):
                 acknowledged()
             waiting.append(len(data))
