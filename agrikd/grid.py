@@ -127,14 +127,19 @@ def _unfit(recipe: Recipe) -> Iterator[Problem]:
 def _unfit_for(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
     """What this recipe cannot do of the plan, which a study would otherwise find after hours of teaching."""
     manifest, numbers = open_manifest(recipe), recipe.task.scale is not None
-    for name in plan.methods or ():
+    own = [one.name for one in (recipe.method, *recipe.method.also)]
+    for name in plan.methods or own:
         method, wrong = distill.method(name), ""
         if method.tasks and recipe.task.name not in method.tasks:
             wrong = f"{name} is for {' and '.join(method.tasks)}, the task of {recipe.name} is {recipe.task.name}"
         elif not numbers and len(manifest.classes) < method.fewest_classes:
             wrong = f"{name} teaches nothing of the {len(manifest.classes)} classes of {recipe.name}"
         if wrong:
-            yield Problem("--methods", wrong, f"choose others of {', '.join(distill.names())}")
+            yield Problem(
+                "--methods" if plan.methods else f"{recipe.name}: method",
+                wrong,
+                f"choose others of {', '.join(distill.names())}",
+            )
     folds = recipe.teach.folds
     few = [n for n in _labels(recipe, plan) if n is not None and n < folds and not numbers]
     if few and not manifest.indices("val", labelled=True):

@@ -193,6 +193,9 @@ def test_what_a_study_would_find_hours_later_is_refused_at_once(recipe: Recipe, 
         own = recipe.model_copy(update={"method": MethodSpec(name=name)})
         assert "needs a method with a teacher to be taught" in refused(own, Plan())
     assert "bounded is for regression" in refused(recipe, Plan(methods=("kd", "bounded")))
+    assert "leaves: method: bounded is for" in refused(
+        recipe.model_copy(update={"method": MethodSpec(name="bounded")}), Plan()
+    )
     assert "timm knows no model 'resnet_typo'" in refused(recipe, Plan(students=("resnet_typo=a.safetensors",)))
     require([recipe], Plan(labels=(2, 20)))  # a val split judges the stages
     manifest = manifests.read(recipe.data.manifest)
