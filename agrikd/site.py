@@ -23,6 +23,7 @@ import yaml
 
 from agrikd import accounts, console, files, records, web
 from agrikd.access import Access, Visitor
+from agrikd.device import quality
 from agrikd.device.post import Answer, Server
 from agrikd.device.station import LIVE, RECORDS, TOKEN
 from agrikd.device.store import SETTINGS, Store
@@ -178,6 +179,17 @@ def words(language: str) -> dict[str, str]:
     """The app's texts in a language; code: the language's."""
     found: dict[str, str] = yaml.safe_load(files.read_text(pages() / "words" / f"{language}.yaml"))
     return found | {"code": language}
+
+
+def faults(words: dict[str, str]) -> dict[str, str]:
+    """What a picture lacks, as `device.quality` names it, in the words of a page's language."""
+    return {
+        quality.TOO_DARK: words["devices.fault_dark"],
+        quality.OVEREXPOSED: words["devices.fault_bright"],
+        quality.BLURRED: words["devices.fault_blurred"],
+        quality.COVERED: words["devices.fault_covered"],
+        quality.FROZEN: words["devices.fault_frozen"],
+    }
 
 
 def first_known(wanted: Iterable[str]) -> dict[str, str]:

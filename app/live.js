@@ -5,6 +5,10 @@ const STALE_S = 2.5, AGAIN_MS = 1000, SILENT_S = 10, PICTURE_MS = 20000, TICK_MS
 const said = (words, key, values = {}) =>
   Object.entries(values).reduce((text, [name, value]) => text.replaceAll(`{${name}}`, value), words[key]);
 const percent = (share) => `${Math.round(100 * share)} %`;
+const figure = (value, scale) => `${Number(value.toPrecision(3))} ${scale.unit}`.trim();
+const when = (moment) => (moment.toDateString() === new Date().toDateString()
+  ? moment.toLocaleTimeString()
+  : moment.toLocaleString());
 const since = (then) => (performance.now() - then) / 1000;
 
 function bars(parent, names, kinds) {
@@ -53,8 +57,13 @@ function live(root) {
   const find = (query) => root.querySelector(query);
   const canvas = find("figure canvas"), small = find(".second canvas");
   let data, words, socket, timer, retry, ended = false;
-  let shown = null, seen = 0, opened = 0, arrived = 0, newest = 0, shots = 0, opinion = null, loading = false;
+  let shown = null, seen = 0, heard = 0, opened = 0, arrived = 0, newest = 0, shots = 0, opinion = null, loading = false;
   const named = (name) => data.labels[name] ?? name;
+  const word = (one, classes, scale) => (one.unknown ? words["live.not_a_plant"]
+    : scale ? figure(one.value, scale) : named(classes[one.top]));
+  const silent = (seconds) => (seconds < 120
+    ? said(words, "live.stale", { seconds: Math.floor(seconds) })
+    : said(words, "live.stale_older", { minutes: Math.round(seconds / 60) }));
   const ago = (seconds) => (seconds < 120
     ? said(words, "live.second_of", { seconds })
     : said(words, "live.second_older", { minutes: Math.round(seconds / 60) }));
@@ -72,7 +81,6 @@ function live(root) {
     put(".student h2", words["live.student"]);
     put(".second h2", words["live.second"]);
     put(".freeze", words["live.freeze"]);
-    find(".freeze").hidden = !data.may_label;
     find(".freeze").onclick = () => shown && setTriggerValue("frozen", { frame: shown.frame, classes: shown.classes });
     if (shown) show(shown);
     if (opinion) weigh(opinion);
@@ -81,22 +89,31 @@ function live(root) {
 
   function verdict(frame) {
     const own = frame.student;
-    if (frame.quality.length) return ["", said(words, "live.quality", { words: frame.quality.join(", ") })];
+    if (frame.quality.length) {
+      const faults = frame.quality.map((fault) => data.faults[fault] ?? fault).join(", ");
+      return ["", said(words, "live.quality", { words: faults })];
+    }
     if (!own) return [words["live.no_model"], ""];
-    const name = named(frame.classes[own.top]), share = percent(own.probabilities[own.top]);
-    if (own.unknown) return [words["live.not_a_plant"], ""];
+    const first = word(own, frame.classes, frame.scale), share = percent(frame.coverage ?? 0);
+    if (own.unknown) return [first, ""];
+    if (frame.scale) {
+      const [low, high] = own.interval ? own.interval.map((end) => figure(end, frame.scale)) : [];
+      return [first, own.interval ? said(words, "live.interval", { low, high, share }) : ""];
+    }
     const names = own.candidates.map((place) => named(frame.classes[place])).join(words["live.or"]);
-    const set = own.candidates.length > 1 ? said(words, "live.set", { names }) : "";
-    return own.unsure ? [words["live.unsure"], set] : [`${name}, ${share}`, set];
+    const set = own.candidates.length > 1 ? said(words, "live.set", { names, share }) : "";
+    return own.unsure ? [words["live.unsure"], set] : [`${first}, ${percent(own.probabilities[own.top])}`, set];
   }
 
   function show(frame) {
     const [first, more] = verdict(frame);
     put(".student .verdict", first);
     put(".student .more", more);
-    find(".student .bars").hidden = !frame.student; // bars of another frame would not be of this picture
-    put(".student .note", frame.student ? words["live.smoothed"] : "");
-    if (!frame.student) return;
+    const weighs = frame.student && !frame.scale; // a number's bins are no classes to choose from
+    find(".freeze").hidden = !data.may_label || frame.scale;
+    find(".student .bars").hidden = !weighs; // bars of another frame would not be of this picture
+    put(".student .note", weighs ? words["live.smoothed"] : "");
+    if (!weighs) return;
     const exact = frame.student.probabilities, smooth = frame.smoothed;
     const rows = bars(find(".student .bars"), frame.classes.map(named), ["student"]);
     rows.forEach((row, place) => {
@@ -121,8 +138,8 @@ function live(root) {
   }
 
   function weigh(both) {
-    const teacher = both.teacher, student = both.student, ofTeacher = named(both.classes[teacher.top]);
-    const rank = likeliest(teacher.probabilities).slice(0, 6);
+    const teacher = both.teacher, student = both.student, ofTeacher = word(teacher, both.classes, both.scale);
+    const rank = both.scale ? [] : likeliest(teacher.probabilities).slice(0, 6);
     const own = (name) => student ? student.probabilities[both.student_classes.indexOf(name)] ?? 0 : 0;
     const rows = bars(find(".second .bars"), rank.map((place) => named(both.classes[place])), ["student", "teacher"]);
     rows.forEach((row, at) => {
@@ -130,7 +147,7 @@ function live(root) {
       fill(row, 0, mine, `${percent(mine)} ${words["live.of_student"]}`);
       fill(row, 1, its, `${percent(its)} ${words["live.of_teacher"]}`);
     });
-    const ofStudent = student && named(both.student_classes[student.top]);
+    const ofStudent = student && word(student, both.student_classes, both.scale);
     put(".second .verdict", !student ? ofTeacher : ofStudent === ofTeacher
       ? said(words, "live.agree", { name: ofTeacher })
       : said(words, "live.differ", { student: ofStudent, teacher: ofTeacher }));
@@ -155,7 +172,8 @@ function live(root) {
     draw(canvas, picture);
     if (frame.frame < shown?.frame) forget(); // the device counts anew
     shown = frame;
-    seen = performance.now();
+    heard = performance.now();
+    seen = heard - 1000 * frame.age_s; // who comes late gets the last picture of a camera that is away
     shots += 1;
     show(frame);
     hear(frame.second);
@@ -185,15 +203,14 @@ function live(root) {
   }
 
   function tick() {
-    const age = since(seen), stale = !seen || age > STALE_S;
+    const age = since(seen), stale = !shown || age > STALE_S;
     root.classList.toggle("stale", stale);
-    const text = !seen ? words["live.waiting"] : stale ? said(words, "live.stale", { seconds: Math.floor(age) }) : words["live.live"];
-    put(".state", text);
-    put(".when", shown ? new Date(1000 * shown.t).toLocaleTimeString() : "");
+    put(".state", !shown ? words["live.waiting"] : stale ? silent(age) : words["live.live"]);
+    put(".when", shown ? when(new Date(1000 * shown.t)) : "");
     put(".second .of", opinion
       ? ago(Math.max(0, Math.round(shown.t - opinion.t + age)))
       : words["live.second_none"]);
-    if (socket && since(Math.max(seen, opened)) > SILENT_S) { close(); open(); } // a link may die without a word
+    if (socket && since(Math.max(heard, opened)) > SILENT_S) { close(); open(); } // a link may die without a word
   }
 
   // A tab that nobody looks at costs the device nothing.

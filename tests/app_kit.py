@@ -85,9 +85,15 @@ def teachers(frame: int) -> list[float]:
     return said[turn:] + said[:turn]
 
 
-def _opinion(probabilities: list[float]) -> dict[str, Any]:
+def rejected(frame: int, every: int) -> bool:
+    """Whether who rejects each so many pictures says of this one that it is no plant: the model each 7, the teacher
+    each 5."""
+    return frame % every == 3
+
+
+def _opinion(probabilities: list[float], unknown: bool) -> dict[str, Any]:
     top = probabilities.index(max(probabilities))
-    return {"top": top, "probabilities": probabilities, "candidates": [top], "unsure": False, "unknown": False}
+    return {"top": top, "probabilities": probabilities, "candidates": [top], "unsure": False, "unknown": unknown}
 
 
 class Agent(StandIn):
@@ -99,6 +105,8 @@ class Agent(StandIn):
         self.picture_s: Callable[[int], float] = lambda frame: 0.0
         """How long it takes to hand out a frame's picture."""
         self.times: dict[int, float] = {}
+        self.more: dict[str, Any] = {}
+        """What it says of each frame instead."""
         self.classes, self.teachers = CLASSES, TEACHERS
 
     @property
@@ -114,19 +122,21 @@ class Agent(StandIn):
             return said, jpeg
         frame = said["frame"]
         self.times[frame] = said["t"]
-        own = {"classes": self.classes, "student": _opinion(shares(frame)), "smoothed": shares(frame, 1)}
-        return {**said, **own, "second": self._second(self.answered)}, jpeg
+        student = _opinion(shares(frame), rejected(frame, 7))
+        own = {"classes": self.classes, "student": student, "smoothed": shares(frame, 1)}
+        return {**said, **own, "second": self._second(self.answered), **self.more}, jpeg
 
     def _second(self, frame: int) -> dict[str, Any] | None:
         if not frame:
             return None
-        both = {"teacher": _opinion(teachers(frame)), "student": _opinion(shares(frame))}
+        teacher, student = _opinion(teachers(frame), rejected(frame, 5)), _opinion(shares(frame), rejected(frame, 7))
         return {
             "frame": frame,
             "t": self.times[frame],
             "classes": self.teachers,
             "student_classes": self.classes,
-            **both,
+            "teacher": teacher,
+            "student": student,
         }
 
     def _frame_(self, frame: int) -> Reply:
@@ -306,6 +316,10 @@ PROBE = """
         second: one.dataset.second ? second(one) : null,
       };
     },
+    text: (query) => { const one = root(); return one ? text(one, query) : ""; },
+    states: [],
+    note: () => new MutationObserver(() => probe.states.push(probe.state()))
+      .observe(root().querySelector(".state"), { childList: true, characterData: true }),
     watch: () => new MutationObserver(() => {
       const frame = +root().dataset.frame;
       requestAnimationFrame(() => setTimeout(() => probe.ages.push([frame, Date.now() / 1000])));
@@ -384,7 +398,7 @@ def mixture(seen: dict[str, Any]) -> str:
     if [row["texts"] for row in seen["rows"]] != [[one] for one in percent]:
         return f"words beside {frame}: {seen['rows']}, not {percent}"
     top = max(range(2), key=shares(frame).__getitem__)
-    said = f"{CLASSES[top]}, {round(100 * shares(frame)[top])} %"
+    said = "Not a plant I know" if rejected(frame, 7) else f"{CLASSES[top]}, {round(100 * shares(frame)[top])} %"
     return "" if seen["verdict"] == said else f"{seen['verdict']!r} beside {frame}, not {said!r}"
 
 
@@ -397,7 +411,8 @@ def second_mixture(second: dict[str, Any], agent: Agent, now: float) -> str:
     rows = [(name, [own.get(name, 0), its[name]]) for name in sorted(its, key=its.__getitem__, reverse=True)]
     if [(row["name"], row["fills"]) for row in second["rows"]] != rows:
         return f"bars beside {frame}: {second['rows']}, not {rows}"
-    student, teacher = max(own, key=own.__getitem__), rows[0][0]
+    student = "Not a plant I know" if rejected(frame, 7) else max(own, key=own.__getitem__)
+    teacher = "Not a plant I know" if rejected(frame, 5) else rows[0][0]
     said = f"Both say {teacher}." if student == teacher else f"The model says {student}, the teacher says {teacher}."
     if second["verdict"] != said:
         return f"{second['verdict']!r} beside {frame}, not {said!r}"

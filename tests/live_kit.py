@@ -48,6 +48,8 @@ class StandIn:
         self.folder, self.fps = folder, fps
         self.frame, self._jpeg, self._t = 0, b"", 0.0
         self.asked: list[tuple[str, Any]] = []
+        self.blind = False
+        """Its camera gives no more pictures."""
         self._changed, self._ended = threading.Condition(), threading.Event()
         self.verbs = {name: getattr(self, f"_{name}") for name in ("health", "next", "frame_", "label", "ask")}
         self.verbs["frame"] = self.verbs.pop("frame_")
@@ -77,7 +79,7 @@ class StandIn:
     def _next(self, asked: dict[str, Any]) -> Reply:
         self.asked.append(("next", asked))
         with self._changed:
-            if not self._changed.wait_for(lambda: self.frame > asked["after"], 1.0):
+            if not self._changed.wait_for(lambda: self.frame > asked["after"] and not self.blind, 1.0):
                 return {"absent": True}, None
             return {**_said(self.frame), "t": self._t, "camera": asked["camera"]}, self._jpeg
 

@@ -68,7 +68,10 @@ def test_all_languages_say_the_same_things() -> None:
 
 
 def test_every_text_that_is_asked_for_is_there_and_no_other() -> None:
-    code = "".join(path.read_text() for path in (*PAGES.rglob("*.py"), *PAGES.glob("*.js"), Path(door.__file__)))
+    code = "".join(
+        path.read_text()
+        for path in (*PAGES.rglob("*.py"), *PAGES.glob("*.js"), Path(door.__file__), Path(site.__file__))
+    )
     page = {f"access.{name}" for name in re.findall(r"{(\w+)}", (PAGES / "door.html").read_text())}
     known = site.words("en").keys() - {"language", "code"}
     asked = set(re.findall(r"""["'](\w+\.\w+)["']""", code)) | (page & known)

@@ -86,10 +86,11 @@ class Desk:
         return {"done": self._recorder.label(label)}, None
 
     def _classes(self) -> tuple[str, ...]:
-        """What a label may be: a class of a model that was here, or one of those that are none."""
+        """What a label may be: a class of a model that was here, or one of those that are none. A number's bins are no
+        classes."""
         with contextlib.closing(records.read(self._recorder.folder)) as db:
             specs = [json.loads(row["spec"]) for row in db.execute("SELECT spec FROM models")]
-        names = dict.fromkeys(name for spec in specs for name in spec["classes"])
+        names = dict.fromkeys(name for spec in specs if not spec.get("scale") for name in spec["classes"])
         return (*names, UNSURE, NOT_A_PLANT, WITHDRAWN)
 
     def _ask(self, asked: dict[str, Any]) -> Reply:
@@ -109,13 +110,14 @@ class Desk:
         if (found := self._held(frame)) is not None:
             watch, shown = found
             own = shown.said
-            if own and shown.spec and spec.classes[said.top] != shown.spec.classes[own.top]:
+            if own and shown.spec and not shown.spec.scale and _word(own, shown.spec) != _word(said, spec):
                 watch.keep(shown, "disagreement")
             self._said[watch.eye.name] = {
                 "frame": frame,
                 "t": shown.seen.t,
                 "classes": spec.classes,
                 "student_classes": shown.spec.classes if shown.spec else None,
+                "scale": _scale(spec),
                 "teacher": asdict(said),
                 "student": asdict(own) if own else None,
             }
@@ -136,6 +138,8 @@ class Desk:
             "student": asdict(shown.said) if shown.said else None,
             "smoothed": shown.smoothed,
             "classes": shown.spec.classes if shown.spec else None,
+            "scale": _scale(shown.spec),
+            "coverage": shown.spec.calibration.coverage if shown.spec and shown.spec.calibration else None,
             "second": self._said.get(shown.seen.camera),
         }
         return answer, shown.jpeg
@@ -154,6 +158,15 @@ class Desk:
             row = db.execute("SELECT file FROM pictures WHERE frame = ?", (frame,)).fetchone()
             return (self._recorder.folder / row["file"]).read_bytes() if row else None
         return None
+
+
+def _word(said: Opinion, spec: ModelSpec) -> str:
+    """A class, or `NOT_A_PLANT`: whatever is likeliest of what is no plant means nothing."""
+    return NOT_A_PLANT if said.unknown else spec.classes[said.top]
+
+
+def _scale(spec: ModelSpec | None) -> dict[str, Any] | None:
+    return asdict(spec.scale) if spec and spec.scale else None
 
 
 @contextlib.contextmanager

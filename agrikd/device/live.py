@@ -2,7 +2,9 @@
 
 One message of the WebSocket carries a picture and what the model said of that very picture:
 u32 (big-endian) length of the header | header, JSON | JPEG. A viewer asks for each frame with any message; two or three
-asked ahead hide the way there and back. It gets the newest, so a slow link sees fewer frames and not older ones.
+asked ahead hide the way there and back. It gets the newest, so a slow link sees fewer frames and not older ones. The
+header's `age_s` is how old the picture was when it was sent: a camera's last one is sent to whoever comes after it fell
+silent, too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import sqlite3
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,8 @@ from agrikd.device.tether import die_with_parent
 from agrikd.errors import AgriKDError, InputError, Problem
 from agrikd.wire import MAX_BYTES
 
+Picture = tuple[dict[str, Any], bytes]
+"""What the agent says of a frame, and its JPEG."""
 MOST_AHEAD, MOST_VIEWERS = 8, 64
 MOST_ID = 2**53
 """A browser counts no further."""
@@ -80,23 +85,23 @@ class _Pump:
 
     camera: str
     frame: int = 0
-    message: bytes = b""
+    newest: Picture | None = None
     viewers: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     task: asyncio.Task[None] | None = None
 
     async def put(self, said: dict[str, Any], jpeg: bytes) -> None:
-        header = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
         async with self.changed:
             self.frame = int(said["frame"])
-            self.message = struct.pack(">I", len(header)) + header + jpeg
+            self.newest = said, jpeg
             self.changed.notify_all()
 
-    async def newer(self, sent: bytes) -> bytes:
-        """The newest message, as soon as it is another one."""
+    async def newer(self, sent: Picture | None) -> Picture:
+        """The newest, as soon as it is another one."""
         async with self.changed:
-            await self.changed.wait_for(lambda: self.message and self.message is not sent)
-            return self.message
+            await self.changed.wait_for(lambda: self.newest is not sent)
+            assert self.newest is not None
+            return self.newest
 
 
 class Relay:
@@ -264,11 +269,17 @@ async def _listen(link: WebSocket, ahead: asyncio.Queue[None]) -> None:
 
 
 async def _send(link: WebSocket, pump: _Pump, ahead: asyncio.Queue[None]) -> None:
-    sent: bytes = b""
+    sent: Picture | None = None
     while True:
         await ahead.get()
         sent = await pump.newer(sent)
-        await link.send_bytes(sent)
+        await link.send_bytes(_message(*sent))
+
+
+def _message(said: dict[str, Any], jpeg: bytes) -> bytes:
+    told = {**said, "age_s": round(max(0.0, time.time() - said["t"]), 3)}  # by the clock that the frame's time is of
+    header = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    return struct.pack(">I", len(header)) + header + jpeg
 
 
 def _picture(said: dict[str, Any], picture: bytes) -> Response:

@@ -44,13 +44,7 @@ STATES = {
     "lost": f"{BAD} {words['devices.camera_lost']}",
     "closed": f"{AWAY} {words['devices.camera_closed']}",
 }
-FAULTS = {
-    "too dark": words["devices.fault_dark"],
-    "overexposed": words["devices.fault_bright"],
-    "blurred": words["devices.fault_blurred"],
-    "covered": words["devices.fault_covered"],
-    "frozen": words["devices.fault_frozen"],
-}
+FAULTS = site.faults(words)
 PHASES = {
     "RECEIVING": words["devices.phase_receiving"],
     "VERIFIED": words["devices.phase_verified"],

@@ -71,6 +71,7 @@ data = {
     "frames": f"{site.PREFIX}/frame/",
     "labels": labels,
     "may_label": visitor.reviews,
+    "faults": site.faults(words),
     "words": {key: text for key, text in words.items() if key.startswith("live.")},
 }
 frozen = view(data=data, key=f"live-{camera}", on_frozen_change=lambda: None).frozen

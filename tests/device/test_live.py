@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from live_kit import TOKEN, Live, StandIn, number_in, parsed
 from schemathesis import GenerationMode
+from serve_kit import until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -70,6 +71,24 @@ def test_a_message_has_the_picture_and_the_answer_of_one_frame_and_the_newest_wi
             time.sleep(0.01)
         link.send("next")
         assert parsed(link.recv())[0]["frame"] >= before + 20  # and not the one after the last
+
+
+def test_who_comes_late_is_told_how_old_the_last_picture_is(live: Live, agent: StandIn) -> None:
+    def first() -> dict[str, Any]:
+        with live.watch() as link:
+            link.send("next")
+            return parsed(link.recv(timeout=10))[0]
+
+    assert first()["age_s"] < 1
+    agent.blind = True
+    try:
+        last = first()
+        until(lambda: time.time() > last["t"] + 1.5)
+        again = first()
+        assert again["frame"] == last["frame"] and again["age_s"] > max(1.5, last["age_s"])
+        assert again["age_s"] == pytest.approx(time.time() - last["t"], abs=0.5)
+    finally:
+        agent.blind = False
 
 
 def test_what_is_asked_ahead_is_bounded(live: Live) -> None:

@@ -34,6 +34,7 @@ from slow_line import SlowLine
 
 from agrikd import site
 
+SCALE = {"low": 0, "high": 20, "unit": "%", "beyond": 0}
 PROBED = ("/_stcore/health", "/_stcore/host-config")
 """At an address like /review Streamlit first asks whether it is served below /review, and takes a 404 for an answer;
 the browser writes each of them into its console."""
@@ -146,6 +147,60 @@ def test_the_page_says_that_it_is_stale_and_heals(page: Page, seen: Field) -> No
     took(lambda: page.evaluate("probe.sample().second"))
     sample = page.evaluate("probe.sample()")
     assert second_mixture(sample["second"], seen.agent, sample["now"]) == ""
+
+
+def test_a_camera_that_is_gone_is_never_shown_as_live(page: Page, seen: Field) -> None:
+    """Its last picture comes with each new link, to who was there and to who comes later."""
+    seen.agent.blind = True
+    page.wait_for_function("probe.state().startsWith('STALE')")
+    page.evaluate("probe.note()")
+    links = page.evaluate("probe.painted()") + 1
+    page.wait_for_function(f"probe.painted() >= {links}")  # the page begins its link again: the picture comes once more
+    late = opened(page.context.browser, seen.app.url)
+    late.wait_for_function("probe.painted()")
+    found = [late.evaluate("probe.state()"), *page.evaluate("probe.states")]
+    late.context.close()
+    seconds = [int(one.removeprefix("STALE, ").removesuffix(" s")) for one in page.evaluate("probe.states")]
+    assert all(one.startswith("STALE, ") for one in found) and seconds == sorted(seconds) and seconds[-1] >= 9
+    seen.agent.blind = False
+    took(lambda: page.evaluate("probe.state()") == "LIVE")
+
+
+def test_a_number_is_said_with_its_unit_and_interval(page: Page, seen: Field) -> None:
+    said = {"top": 0, "probabilities": [0.6, 0.4], "candidates": [0], "unsure": False, "unknown": False}
+    student = {**said, "value": 15.23, "interval": [12.0, 18.4]}
+    second = {"frame": seen.agent.frame, "t": seen.agent.times[seen.agent.frame], "classes": ["0 to 10", "10 to 20"]}
+    second |= {
+        "student_classes": second["classes"],
+        "scale": SCALE,
+        "student": student,
+        "teacher": {**said, "value": 9},
+    }
+    seen.agent.more = {"scale": SCALE, "coverage": 0.8, "student": student, "second": second}
+    try:
+        page.wait_for_function("probe.text('.student .verdict') === '15.2 %'")
+        assert page.evaluate("probe.text('.student .more')") == "From 12 % to 18.4 %, in 80 % of cases"
+        page.wait_for_function("probe.text('.second .verdict') === 'The model says 15.2 %, the teacher says 9 %.'")
+        assert not page.locator(".freeze").is_visible() and not page.locator(".student .bars").is_visible()
+        assert page.locator(".second .row").count() == 0
+    finally:
+        seen.agent.more = {}
+    page.locator(".freeze").wait_for()
+
+
+def test_candidates_and_faults_are_said_in_words(page: Page, seen: Field) -> None:
+    student = {"top": 0, "probabilities": [0.6, 0.4], "candidates": [0, 1], "unsure": True, "unknown": False}
+    seen.agent.more = {"coverage": 0.8, "student": student}
+    try:
+        told = f"It is one of these in 80 % of cases: {' or '.join(seen.agent.classes)}"
+        page.wait_for_function("text => probe.text('.student .more') === text", arg=told)
+        seen.agent.more = {"quality": ["too dark"]}
+        for language, said in (("Español", "Sin juzgar: demasiado oscura"), ("English", "Not judged: too dark")):
+            page.get_by_role("combobox").click()
+            page.get_by_role("option", name=language).click()
+            page.wait_for_function("text => probe.text('.student .more') === text", arg=said)
+    finally:
+        seen.agent.more = {}
 
 
 def test_a_link_that_dies_without_a_word_is_begun_again(browser: Browser, seen: Field) -> None:
