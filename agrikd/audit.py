@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from agrikd.intervals import Interval, wilson
-from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, verdicts
+from agrikd.records import NOT_A_PLANT, PICKED, UNSURE, verdicts
 
 How = Literal["people", "people and teacher", "teacher"]
 _FEWEST = 20
@@ -44,16 +44,31 @@ class Estimate(NamedTuple):
     answered: int
 
 
+class Fall(NamedTuple):
+    """Shares judged right: of the frames before, and now, of the last `recent`."""
+
+    before: float
+    now: float
+    recent: int
+    how: Literal["people", "teacher"]
+
+    def __str__(self) -> str:
+        who = "people" if self.how == "people" else "the teacher"
+        shares = f"{100 * self.before:.0f} % before, {100 * self.now:.0f} % in the last {self.recent} frames"
+        return f"{shares}, as {who} judge it"
+
+
 def judged(db: sqlite3.Connection, model: str = "") -> list[Judged]:
     """The audit's frames in their order, of one student or of the one that answered last.
 
-    A person's last word counts, "unsure" is none; and so is what he said of the live picture, which he stopped because
-    of what he saw in it: the labelled frames would be no random part of the audit any more. Numbers are not judged so.
+    A person's last word counts, "unsure" is none; and so is what he said of a frame that he picked because of what he
+    saw, live or by its number: the labelled frames would be no random part of the audit any more. Numbers are not
+    judged so.
     """
     model = model or _last_student(db)
     specs = {name: json.loads(spec) for name, spec in db.execute("SELECT name, spec FROM models")}
     classes = {name: spec["classes"] for name, spec in specs.items() if not spec.get("scale")}
-    words = {f: one.label for f, one in verdicts(db, without=LIVE).items() if one.label != UNSURE}
+    words = {f: one.label for f, one in verdicts(db, without=PICKED).items() if one.label != UNSURE}
     rows = db.execute(
         "SELECT frames.id, own.top, own.unknown, other.model, other.top, other.unknown"
         " FROM frames JOIN predictions AS own ON own.frame = frames.id AND own.model = ?"
@@ -99,21 +114,21 @@ def by_class(rows: Sequence[Judged]) -> dict[str, Estimate]:
     return {name: one for name, one in found.items() if one}
 
 
-def fall(rows: Sequence[Judged], recent: int = _RECENT) -> str:
-    """In words, that the last frames were judged worse than all before them; empty where that is not certain.
+def fall(rows: Sequence[Judged], recent: int = _RECENT) -> Fall | None:
+    """That the last frames were judged worse than all before them; None where that is not certain.
 
     By people where they judged enough, else by the teacher. The difference of two shares has Newcombe's interval (1998,
     method 10), and it falls when all of that lies below 0.
     """
-    for kind in ("right", "agrees"):
+    kinds: tuple[tuple[str, Literal["people", "teacher"]], ...] = (("right", "people"), ("agrees", "teacher"))
+    for kind, how in kinds:
         marks = [bool(mark) for row in rows if (mark := getattr(row, kind)) is not None]
         if len(marks) >= 2 * recent:
             before, now = marks[:-recent], marks[-recent:]
             if _highest_difference(before, now) < 0:
-                who = "people" if kind == "right" else "the teacher"
-                return f"{_percent(before)} before, {_percent(now)} in the last {recent} frames, as {who} judge it"
-            return ""
-    return ""
+                return Fall(sum(before) / len(before), sum(now) / len(now), recent, how)
+            return None
+    return None
 
 
 def _sharpened(
@@ -144,10 +159,6 @@ def _highest_difference(before: Sequence[bool], now: Sequence[bool]) -> float:
     old, new = (sum(marks) / len(marks) for marks in (before, now))
     old_low, new_high = wilson(sum(before), len(before)).low, wilson(sum(now), len(now)).high
     return new - old + math.hypot(new_high - new, old - old_low)
-
-
-def _percent(marks: Sequence[bool]) -> str:
-    return f"{100 * sum(marks) / len(marks):.0f} %"
 
 
 def _last_student(db: sqlite3.Connection) -> str:

@@ -88,13 +88,14 @@ class Bar(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A frame. local: the wall clock's time there, ISO 8601. file: of its picture, in the records; empty where none was
-    kept."""
+    """A frame. local: the wall clock's time there, ISO 8601. file, sha256: of its picture, in the records; empty where
+    none was kept."""
 
     frame: int
     local: str
     camera: str
     file: str
+    sha256: str
 
 
 class Pair(NamedTuple):
@@ -258,7 +259,7 @@ def _own_bars(answer: Answer) -> Iterator[tuple[str, Bar]]:
 def kept(db: sqlite3.Connection, count: int) -> list[Kept]:
     """The newest frames whose pictures were kept, the newest first."""
     rows = db.execute(
-        "SELECT frames.id, local, camera, file FROM pictures JOIN frames ON frames.id = frame"
+        "SELECT frames.id, local, camera, file, sha256 FROM pictures JOIN frames ON frames.id = frame"
         " ORDER BY frame DESC LIMIT ?",
         (count,),
     )
@@ -268,8 +269,8 @@ def kept(db: sqlite3.Connection, count: int) -> list[Kept]:
 def frame(db: sqlite3.Connection, number: int) -> Kept | None:
     """A frame by its number; None where the records know it no more."""
     row = db.execute(
-        "SELECT frames.id, local, camera, COALESCE(file, '') FROM frames LEFT JOIN pictures ON frame = frames.id"
-        " WHERE frames.id = ?",
+        "SELECT frames.id, local, camera, COALESCE(file, ''), COALESCE(sha256, '') FROM frames"
+        " LEFT JOIN pictures ON frame = frames.id WHERE frames.id = ?",
         (number,),
     ).fetchone()
     return Kept(*row) if row else None

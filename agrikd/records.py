@@ -11,7 +11,7 @@ import json
 import math
 import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,8 +29,11 @@ UNSURE, NOT_A_PLANT = "unsure", "not_a_plant"
 """Labels beside the classes: whoever looked cannot tell, or saw no plant that the model should know."""
 WITHDRAWN = "withdrawn"
 """No label: it takes one of its frame back, whose key stands in its note."""
-LIVE, REVIEW = "live", "review"
-"""How a frame came before whoever labelled it: he stopped the live picture, or the queue showed it."""
+LIVE, CHOSEN, REVIEW = "live", "chosen", "review"
+"""How a frame came before whoever labelled it: he stopped the live picture, he gave the frame's number, or the queue
+showed it."""
+PICKED = (LIVE, CHOSEN)
+"""He picked it, perhaps for what was said of it: what is labelled so is no random part of anything."""
 Role = Literal["student", "teacher"]
 _MOST = 1e15
 MOST_TEXT = 10_000
@@ -152,7 +155,7 @@ class Opinion:
 @dataclass(frozen=True)
 class Label:
     """What somebody says a frame shows: a class, `UNSURE` or `NOT_A_PLANT`. key: the same for the same click, however
-    often it is sent. source: `LIVE` or `REVIEW`."""
+    often it is sent. source: `LIVE`, `CHOSEN` or `REVIEW`."""
 
     key: str
     frame: int
@@ -342,12 +345,13 @@ def fold(db: sqlite3.Connection, count: int) -> int:
 # Reading
 
 
-def verdicts(db: sqlite3.Connection, without: str = "") -> dict[int, Label]:
-    """What people say of each frame that they looked at; without: a source whose labels do not count."""
+def verdicts(db: sqlite3.Connection, without: Collection[str] = ()) -> dict[int, Label]:
+    """What people say of each frame that they looked at; without: sources whose labels do not count."""
     said: dict[int, list[Label]] = {}
-    query = "SELECT key, frame, label, who, t, source, note FROM labels WHERE source != ? ORDER BY id"
-    for row in db.execute(query, (without,)):
+    for row in db.execute("SELECT key, frame, label, who, t, source, note FROM labels ORDER BY id"):
         label = Label(*row)
+        if label.source in without:
+            continue
         said.setdefault(label.frame, []).append(label)
     found = {frame: last_word(labels) for frame, labels in said.items()}
     return {frame: label for frame, label in found.items() if label}

@@ -24,7 +24,7 @@ from agrikd.data.manifest import Manifest, Row
 from agrikd.data.start import name_of, write_recipe
 from agrikd.errors import InputError, Problem
 from agrikd.kept import Kept
-from agrikd.records import LIVE, NOT_A_PLANT, UNSURE, Label
+from agrikd.records import NOT_A_PLANT, PICKED, UNSURE, Label
 
 Kind = Literal["disagreement", "doubt", "not a plant", "random"]
 KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
@@ -62,9 +62,9 @@ def _unjudged(db: sqlite3.Connection) -> Iterator[Kept]:
 
 
 def _judged(db: sqlite3.Connection, drawn: bool) -> set[str]:
-    """Digests. For a frame that was drawn at random counts only what was said of such frames, and not of a live
-    picture, which somebody stopped because of what he saw: it stays a random part of what was seen."""
-    judged = records.verdicts(db, without=LIVE if drawn else "")
+    """Digests. For a frame that was drawn at random counts only what was said of such frames, and not of one that
+    somebody picked because of what he saw: it stays a random part of what was seen."""
+    judged = records.verdicts(db, without=PICKED if drawn else ())
     rows = _pictures(db, "WHERE frame IN (SELECT frame FROM labels)")
     return {row["sha256"] for row in rows if row["frame"] in judged and (row["drawn"] or not drawn)}
 

@@ -76,9 +76,9 @@ def test_a_fall_is_said_when_it_is_certain_and_seldom_else() -> None:
     steady = sum(bool(audit.fall(rows(rng, 600, 600))) for _ in range(300))
     fallen = sum(bool(audit.fall([*rows(rng, 500, 500), *rows(rng, 100, 100, 0.55)])) for _ in range(100))
     assert steady <= 15 and fallen >= 95
-    assert "people" in audit.fall([Judged("rust", True, True)] * 200 + [Judged("rust", False, False)] * 100)
-    assert "teacher" in audit.fall([Judged("rust", None, True)] * 200 + [Judged("rust", None, False)] * 100)
-    assert audit.fall([Judged("rust", True, True)] * 150) == ""
+    assert "people" in str(audit.fall([Judged("rust", True, True)] * 200 + [Judged("rust", False, False)] * 100))
+    assert "the teacher" in str(audit.fall([Judged("rust", None, True)] * 200 + [Judged("rust", None, False)] * 100))
+    assert audit.fall([Judged("rust", True, True)] * 150) is None
 
 
 def test_frames_are_judged_by_the_last_word_and_only_those_drawn_at_random(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from agrikd import history, image, kept, records, site
+from agrikd import files, history, image, kept, records, site
 from agrikd.access import Visitor
 from agrikd.errors import InputError
 from agrikd.history import Count, Session
@@ -49,7 +50,7 @@ class Writer:
             name = f"{records.PICTURES}/{self.frame:09d}.jpg"
             (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(kept)
-            records.add_picture(self.db, self.frame, "doubt", (name, len(kept), "0" * 64))
+            records.add_picture(self.db, self.frame, "doubt", (name, len(kept), files.sha256(kept)))
         return self.frame
 
     def say(self, frame: int, top: int, model: str = "leaf-1", role: Any = "student", **other: Any) -> None:
@@ -339,7 +340,11 @@ def test_a_fall_is_warned_of(field: Writer, page: AppTest) -> None:
     for number in range(300):
         field.label(field.see(NOW + number, audit=0.1), "rust" if number < 200 else "healthy")
     assert "worse of late" in opened(page, "Accuracy").warning[0].value
-    assert "100 % before, 0 % in the last 100 frames" in shown(page)
+    assert "100\u00a0% before, 0\u00a0% in the last 100 frames, as people" in shown(page)
+    page.session_state.language = "es"
+    assert "100\u00a0% antes, 0\u00a0% en las últimas 100 imágenes, según las personas" in shown(
+        opened(page, "Aciertos")
+    )
 
 
 def test_classes_by_day_show_what_is_chosen(field: Writer, page: AppTest) -> None:
@@ -376,6 +381,37 @@ def test_pictures_are_small_and_a_gone_one_is_said(field: Writer, page: AppTest)
     assert max(len(line) for text in texts for line in text.split("\n")) < 80
     (pagination,) = page.get("pagination")
     assert pagination is not None and "ZIP" in page.get("download_button")[0].label
+
+
+def test_the_session_that_is_looked_at_stays_while_others_go_on(field: Writer, page: AppTest) -> None:
+    """Which are renamed by what they have, as it is itself."""
+    for camera in ("north", "south"):
+        field.see(NOW, kept=jpeg(), camera=camera)
+    opened(page, "Pictures")
+    box = page.selectbox(key="history_session")
+    box.select_index(1).run()
+    chosen = page.selectbox(key="history_session").value
+    for more in (60.0, 120.0):
+        for camera in ("south", "north"):
+            field.see(NOW + more, kept=jpeg(), camera=camera)
+        st.cache_data.clear()
+        page.run()
+        assert page.selectbox(key="history_session").value == chosen
+        assert f"**{1 + more / 60:.0f}** frames" in shown(page)
+
+
+def test_a_picture_is_that_of_its_frame_though_its_name_was_anothers(field: Writer, page: AppTest) -> None:
+    def picture() -> Any:
+        return opened(page, "Pictures").get("image")[0].proto.imgs[0].url
+
+    field.see(NOW, kept=jpeg())
+    before = picture()
+    data = image.encode_jpeg(np.full((60, 80, 3), 200, np.uint8))
+    with contextlib.closing(records.create(field.folder)) as db:
+        (file,) = db.execute("SELECT file FROM pictures").fetchone()
+        db.execute("UPDATE pictures SET sha256 = ?", (files.sha256(data),))
+    (field.folder / file).write_bytes(data)
+    assert picture() != before
 
 
 def test_storage(field: Writer, page: AppTest) -> None:

@@ -16,12 +16,12 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 from typer.testing import CliRunner
 
-from agrikd import files, jobs, kept, records, review, sheets, site
+from agrikd import audit, files, jobs, kept, records, review, sheets, site
 from agrikd.access import Visitor
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.errors import DeviceError, InputError, Problem
-from agrikd.records import LIVE, NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
+from agrikd.records import CHOSEN, LIVE, NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label, Opinion, Place, Seen
 from agrikd.types import ModelSpec
 
 CLASSES = ("<b>rust</b>", "healthy", "=cmd|' /C calc'!A0")
@@ -85,7 +85,7 @@ def test_the_last_word_counts_unless_it_is_taken_back(db: sqlite3.Connection, fo
     take_back(db, 5, "another")
     found = {frame: one.label for frame, one in records.verdicts(db).items()}
     assert found == {1: "healthy", 2: UNSURE, 4: CLASSES[0], 5: "healthy"}
-    assert records.verdicts(db, without=REVIEW) == {}
+    assert records.verdicts(db, without=(REVIEW,)) == {}
 
 
 def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder: Path) -> None:
@@ -323,6 +323,45 @@ def test_what_somebody_else_judges_is_asked_no_more(page: AppTest, db: sqlite3.C
     assert page.text[0].value == "0 judged now, 2 waiting"
 
 
+def test_what_somebody_else_judges_while_it_is_looked_at_stays_his(page: AppTest, db: sqlite3.Connection) -> None:
+    say(db, 3, "healthy", "Jo")
+    press(page, CLASSES[0])
+    assert "meanwhile" in page.warning[0].value and page.text[0].value == "0 judged now, 2 waiting"
+    assert {f: one.who for f, one in records.verdicts(db).items()} == {3: "Jo"}
+    press(page, CLASSES[0])
+    assert not page.warning and {f: one.who for f, one in records.verdicts(db).items()} == {3: "Jo", 2: "Ana"}
+
+
+def test_a_note_goes_with_the_picture_it_was_written_about(page: AppTest, db: sqlite3.Connection) -> None:
+    page.text_input[0].set_value("lower left leaf")
+    say(db, 3, "healthy", "Jo")
+    page.run()
+    press(page, CLASSES[0])
+    page.text_input[0].set_value("hail")
+    press(page, CLASSES[0])
+    found = records.verdicts(db)
+    assert (found[2].note, found[1].note) == ("", "hail")
+
+
+def test_a_random_frame_that_is_picked_by_its_number_is_no_random_judgement(
+    page: AppTest, db: sqlite3.Connection, folder: Path
+) -> None:
+    """Whoever looks one up does so for what was said of it. It waits on, to be judged blind."""
+    add(db, folder, 9, opinion("small", 0), opinion("large", 1), audit=0.01)
+    page.number_input[0].set_value(9).run()
+    press(page, CLASSES[1])
+    assert records.verdicts(db)[9].source == CHOSEN
+    assert [(one.said, one.right) for one in audit.judged(db)] == [(CLASSES[0], None)]
+    assert [one.frame for one in review.queue(db, ["random"])] == [9]
+    page.button_group[0].set_value(["random"])
+    page.run()
+    press(page, CLASSES[0])
+    assert [one.right for one in audit.judged(db)] == [True]
+    page.number_input[0].set_value(9).run()
+    press(page, CLASSES[1])  # who corrects what the queue was told is believed
+    assert [one.right for one in audit.judged(db)] == [False]
+
+
 def test_a_rejected_class_has_no_percentage(page: AppTest, db: sqlite3.Connection, folder: Path) -> None:
     add(db, folder, 9, opinion("small", 0, unknown=True))
     page.button_group[0].set_value(["not a plant"])
@@ -346,7 +385,9 @@ def test_many_classes_are_chosen_from_a_list(db: sqlite3.Connection, folder: Pat
 def test_a_press_that_comes_twice_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
     late = button(page, "healthy")
     press(page, "Skip")
-    late.click().run()
+    states = page._tree.get_widget_states()
+    states.widgets.append(late.click()._widget_state)
+    page._run(states)
     assert not page.exception and not records.verdicts(db) and page.text[0].value == "0 judged now, 2 waiting"
 
 

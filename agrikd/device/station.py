@@ -52,7 +52,7 @@ class Station:
         self.verbs = Desk(self._watches, self.recorder).verbs
         told = _aides(folder, settings)
         self._aides = {name: Aide(f"agrikd.device.{name}", told[name], partial(self._ended, name)) for name in told}
-        self._judge_at, self._fallen = 0.0, ""
+        self._judge_at, self._fallen = 0.0, False
         self._tell_where(folder, settings)
         for watch in watches:
             watch.start()
@@ -91,8 +91,8 @@ class Station:
         ):
             fallen = audit.fall(audit.judged(db))
             if fallen and not self._fallen:
-                self.recorder.event("accuracy", fallen)
-            self._fallen = fallen
+                self.recorder.event("accuracy", str(fallen))
+            self._fallen = bool(fallen)
 
     def health(self) -> dict[str, Any]:
         return {

@@ -92,7 +92,8 @@ def pictures(found: Sequence[panel.Kept], said: Sequence[str], key: str) -> None
             with st.container(width=SMALL, gap="xsmall"):
                 try:
                     path = field.picture(one.file)
-                    st.image(smaller(str(path), SMALL, lambda path=path: image.read(path)), width="stretch", alt=text)
+                    data = smaller(one.sha256, SMALL, lambda path=path: image.read(path))
+                    st.image(data, width="stretch", alt=text)
                 except AgriKDError:
                     st.text(words["compare.gone"])
                 st.text(text)

@@ -54,7 +54,8 @@ def judged(folder: str, model: str, newest_label: int) -> tuple[list[Judged], da
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def small(file: str) -> bytes:
+def small(file: str, sha256: str) -> bytes:
+    """sha256: records that begin anew give a picture's name to another."""
     return history.thumbnail(Path(file))
 
 
@@ -114,7 +115,8 @@ def accuracy(db: sqlite3.Connection) -> None:
         overall(said)
     if fall := audit.fall(rows):
         st.warning(words["history.fall"])
-        st.caption(fall)
+        said_by = {"people": words["history.fell_people"], "teacher": words["history.fell_teacher"]}[fall.how]
+        st.caption(said_by.format(before=percent(fall.before), now=percent(fall.now), recent=fall.recent))
     people, teacher = (said.labelled, said.answered) if said else (0, 0)
     st.markdown(words["history.judged"].format(drawn=len(rows), people=people, teacher=teacher))
     if not people:
@@ -248,7 +250,15 @@ def pictures(db: sqlite3.Connection) -> None:
     if not found:
         st.info(words["history.no_pictures"])
         return
-    session = st.selectbox(words["history.session"], found, format_func=session_name)
+    by_begin = {(one.camera, one.first): one for one in found}  # what goes on has another name each time it is counted
+    session = by_begin[
+        st.selectbox(
+            words["history.session"],
+            list(by_begin),
+            format_func=lambda key: session_name(by_begin[key]),
+            key="history_session",
+        )
+    ]
     held = {"frames": session.frames, "pictures": session.pictures, "size": size(session.size_bytes)}
     st.markdown(words["history.session_holds"].format(**held))
     if session.pictures:
@@ -293,7 +303,7 @@ def thumbnails(db: sqlite3.Connection, session: Session) -> None:
 def thumbnail(one: Kept) -> None:
     try:
         st.image(
-            small(str(field.picture(one.file))),
+            small(str(field.picture(one.file)), one.sha256),
             width="stretch",
             alt=words["history.picture_of"].format(time=one.local[11:19]),
         )

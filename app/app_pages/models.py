@@ -305,7 +305,7 @@ def beside(one: Summary, found: list[Summary]) -> None:
     if not others:
         st.info(words["models.alone"])
         return
-    name = st.selectbox(words["models.other"], list(others))
+    name = st.selectbox(words["models.other"], list(others), key="models_other")
     other, mine = others[name], where(one)
     obstacles = runs.obstacles(one, other)
     for obstacle in obstacles:
@@ -411,7 +411,9 @@ if strange := [*wrong, *(said for one in found for said in one.wrong)]:
             st.warning(literal(said, 600))
 if found:
     by_folder = {str(one.run.folder): one for one in found}
-    key = st.selectbox(words["models.choose"], list(by_folder), format_func=lambda key: where(by_folder[key]))
+    key = st.selectbox(
+        words["models.choose"], list(by_folder), format_func=lambda key: where(by_folder[key]), key="models_run"
+    )
     one = by_folder[key]
     if one.state in runs.UNFINISHED:
         progress(one)

@@ -17,7 +17,7 @@ from agrikd import kept, records, review, sheets, site
 from agrikd.device.station import RECORDS
 from agrikd.errors import AgriKDError
 from agrikd.kept import Answer, Kept
-from agrikd.records import NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label
+from agrikd.records import CHOSEN, NOT_A_PLANT, REVIEW, UNSURE, WITHDRAWN, Label
 from agrikd.site import literal
 
 MOST_ZIP_BYTES, MOST_BUTTONS = 300 * 10**6, 20
@@ -85,16 +85,22 @@ def say(label: Label) -> bool:
     except AgriKDError as error:
         state.review_failed = str(error)
         return False
-    state.review_note = ""
     return True
 
 
 def judge(asked: str, frame: int, name: str) -> None:
     if asked != question():
         return
+    with field.records() as db:
+        waits = review.waits(db, state.review_queue[0])
+    if not (waits or opened() or (frame, name) in state.review_keys):
+        state.review_meanwhile = True
+        ask_next(state.review_queue[1:])
+        return
     key = state.review_keys.setdefault((frame, name), uuid.uuid4().hex)  # a second try is the same label
-    who, note = state.get("review_who", ""), state.get("review_note", "")
-    if say(Label(key, frame, name, who, time.time(), REVIEW, note)):
+    who, note = state.get("review_who", ""), state.get(f"note-{asked}", "")
+    source = CHOSEN if waits and opened() else REVIEW
+    if say(Label(key, frame, name, who, time.time(), source, note)):
         del state.review_keys[frame, name]
         state.review_done.append((frame, key))
         ask_next(state.review_queue[1:])
@@ -109,7 +115,6 @@ def skip(asked: str, frame: int) -> None:
     if asked == question():
         state.review_skipped.add(frame)
         ask_next(state.review_queue[1:])
-        state.review_note = ""
 
 
 def undo(asked: str) -> None:
@@ -169,7 +174,7 @@ def buttons(one: Kept, labels: dict[str, str]) -> None:
     left.button(words["review.skip"], key, shortcut="s", width="stretch", type="tertiary", on_click=skip, args=args)
     with right:
         undo_button()
-    st.text_input(words["review.note"], key="review_note", max_chars=2000)
+    st.text_input(words["review.note"], key=f"note-{asked}", max_chars=2000)
 
 
 def picture_of(one: Kept) -> None:
@@ -278,6 +283,8 @@ try:
             st.error(words["review.refused"].format(why=literal(failed)))
         if (absent := state.pop("review_absent", None)) is not None:
             st.warning(words["review.absent"].format(frame=absent))
+        if state.pop("review_meanwhile", False):
+            st.warning(words["review.meanwhile"])
         st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
         if state.review_queue:
             show(state.review_queue[0])
