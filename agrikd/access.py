@@ -63,6 +63,7 @@ class Access:
         self._hasher = argon2.PasswordHasher()
         self._tries: dict[str, deque[float]] = defaultdict(deque)
         self._lock = threading.Lock()
+        self._left: dict[str, float] = {}
         self._seen: tuple[int, dict[str, dict[str, str]]] = (0, {})
 
     @property
@@ -140,8 +141,9 @@ class Access:
         return self._signer(self.users[name]).dumps(name)
 
     def visitor(self, cookie: str) -> Visitor | None:
-        """Whose cookie it is; None for one that is forged, too old, or of a password or role that was changed."""
-        if len(cookie) > _LONGEST_COOKIE:
+        """Whose cookie it is; None for one that is forged, too old, of a password or role that was changed, or of who
+        signed out."""
+        if len(cookie) > _LONGEST_COOKIE or cookie in self._left:
             return None
         try:
             _, name = URLSafeTimedSerializer("").loads_unsafe(cookie)
@@ -150,6 +152,13 @@ class Access:
         except (BadData, KeyError, AgriKDError):
             return None
         return Visitor(str(name), "reviewer" if held["role"] == "reviewer" else "viewer")
+
+    def leave(self, cookie: str) -> None:
+        """A cookie that shows nothing more, wherever it is copied to: whoever had it signed out."""
+        if self.visitor(cookie):
+            now = time.monotonic()
+            with self._lock:
+                self._left = {one: t for one, t in self._left.items() if now - t < LONGEST_S} | {cookie: now}
 
     def _signer(self, held: dict[str, str]) -> URLSafeTimedSerializer:
         """A signature that ends with what is held of a name."""

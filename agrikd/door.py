@@ -101,6 +101,7 @@ class Door:
         if scope["path"] == LOGOUT and scope["type"] == "http":
             gone = RedirectResponse(f"/?{LEFT}=1" if self._accounts else LOGIN, 303)
             gone.delete_cookie(_COOKIE)
+            self._access.leave(_cookie(link))  # of his other tabs, too
             return gone, scope
         visitor = self.visitor(link)
         if not _own_page(link) or (visitor is None and not (self._accounts and _shell(link))):

@@ -319,6 +319,8 @@ class _Question:
             self._idle.wait(_WAIT_S)
         if isinstance(self._told, AgriKDError):
             raise self._told.with_traceback(None)
+        if (silent_s := time.monotonic() - self._told_at) > _OUTDATED * again_s:
+            raise AwayError(f"{self._server.name} has not answered for {silent_s:.0f} s")
         return self._told
 
     def _ask(self) -> None:

@@ -383,19 +383,27 @@ def test_handing_in_a_cookie(folder: Path) -> None:
         assert link.receive_text() == "reviewer"
 
 
-def test_a_stream_ends_with_its_visitors_cookie(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["another role", "signed out"])
+def test_a_stream_ends_with_its_visitors_cookie(tmp_path: Path, way: str) -> None:
     held, seen = Access(tmp_path), []
     held.put(ANA, None, "reviewer")
-    headers = [(b"host", b"farm.example"), (b"cookie", f"agrikd={held.cookie(ANA)}".encode())]
+    cookie = held.cookie(ANA)
+    headers = [(b"host", b"farm.example"), (b"cookie", f"agrikd={cookie}".encode())]
 
     async def streams(scope: Any, receive: Any, send: Any) -> None:
         seen.append((await receive())["type"])
-        held.put(ANA, None, "viewer")
+        if way == "another role":
+            held.put(ANA, None, "viewer")
+        else:
+            tab = TestClient(door, "http://farm.example", follow_redirects=False, cookies={"agrikd": cookie})
+            assert tab.get(LOGOUT).status_code == 303
         seen.append((await receive())["type"])
+
+    door = Door(streams, Access(tmp_path), PAGE, _words)
 
     async def heard() -> dict[str, str]:
         return {"type": "websocket.receive"}
 
     scope = {"type": "websocket", "path": "/_stcore/stream", "query_string": b"", "headers": headers, "client": None}
-    asyncio.run(Door(streams, Access(tmp_path), PAGE, _words)(scope, heard, heard))
+    asyncio.run(door(scope, heard, heard))
     assert seen == ["websocket.receive", "websocket.disconnect"]
