@@ -346,18 +346,22 @@ class Recorder:
             except sqlite3.OperationalError:
                 raise
             except sqlite3.DatabaseError as error:
-                console.say(
-                    f"{self.folder}: the records were damaged ({error}); they lie in {opening.set_aside(self.folder)}"
-                )
-                db = opening.checked(self.folder)
+                self._note(f"the records were damaged ({error}); they lie in {opening.set_aside(self.folder)}")
+                db = records.create(self.folder)
             self._rows = int(db.execute("SELECT COUNT(*) FROM frames").fetchone()[0])
             self._kept_bytes = _sum_of_pictures(db)
-            opening.sweep(db, self.folder)
             known = int(db.execute("SELECT COALESCE(MAX(id), 0) FROM frames").fetchone()[0])
             with self._changed:
                 self._last_id = max(known, self._last_id or 0)
-            self._db, self._inode = db, path.stat().st_ino
+            self._db, self._inode = db, path.stat().st_ino  # before the disk is written: on a full one room is made
+            for what in (*opening.sweep(db, self.folder), *opening.prune(self.folder, self._bounds.free_bytes)):
+                self._note(what)
         return self._db
+
+    def _note(self, what: str) -> None:
+        """Of the records themselves; an event waits until the disk takes it."""
+        console.say(f"{self.folder}: {what}")
+        self.event("records", what)
 
     def _close(self) -> None:
         db, self._db = self._db, None

@@ -71,7 +71,7 @@ trap 'stop_trial; rm -rf "$work"' EXIT
 
 # What the steps are made of
 
-put() { # FILE MODE: stdin becomes FILE, by a rename
+put() { # FILE MODE: stdin becomes FILE, by a rename; after a lost power it is the old one or the new one
   cat >"$work/new"
   if cmp -s "$work/new" "$1" && [ "$(stat -c %a "$1")" = "$2" ]; then
     was "$1"
@@ -79,6 +79,7 @@ put() { # FILE MODE: stdin becomes FILE, by a rename
   fi
   mkdir -p "$(dirname "$1")"
   install -m "$2" "$work/new" "$1.new"
+  sync "$1.new"
   mv -T "$1.new" "$1"
   changed=yes
   did "$1 written"
@@ -161,13 +162,17 @@ find_wheel() {
 install_version() {
   local venv="$software/$version" sum numpy=()
   sum="$(sha256sum <"$wheel" | cut -d' ' -f1)"
-  if [ -e "$venv/.installed" ]; then
+  if [ -s "$venv/.installed" ]; then
     [ "$(cat "$venv/.installed")" = "$sum" ] ||
       fail "agrikd $version is installed already, from another wheel: give yours another version number"
     was "agrikd $version in $prefix/$version"
     return
   fi
-  rm -rf "$venv" # a half of one: the mark is written last
+  # A half of one: the mark is written last. Where it is current all the same, the version before stands in meanwhile.
+  if [ "$(readlink "$software/current")" = "$version" ] && [ -L "$software/previous" ]; then
+    link "$software/current" "$(readlink "$software/previous")"
+  fi
+  rm -rf "$venv"
   local without=() pip=("$venv/bin/python" -m pip)
   if compgen -G "$wheelhouse/pip-*.whl" >/dev/null; then # then the board needs no python3-venv
     without=(--without-pip)
@@ -187,8 +192,8 @@ install_version() {
     fail "agrikd $version cannot be imported here; the version that ran before runs on"
   [ "$opencv" = optional ] || "$venv/bin/python" -c 'import cv2' ||
     fail "the board's OpenCV cannot be imported beside what pip installed; the version that ran before runs on"
-  sync --file-system "$software" # before anything points to it: the power may go
-  echo "$sum" >"$venv/.installed"
+  sync --file-system "$software" # before the mark says that it is whole: the power may go
+  put "$venv/.installed" 644 <<<"$sum"
   did "agrikd $version in $prefix/$version"
 }
 
@@ -284,6 +289,7 @@ switch_to() { # VERSION: `previous` keeps the way back
   before="$(serving)"
   if [ "$old" != "$1" ]; then
     [ -z "$old" ] || point "$software/previous" "$old" || true
+    sync --file-system "$software" # all that it points to: the power may go
     point "$software/current" "$1"
   elif [ "$changed" = no ] && [ "$managed $before" != "yes -" ]; then
     was "agrikd $1 is current"

@@ -234,6 +234,45 @@ def test_half_a_version_is_made_anew(board: Board) -> None:
     assert (half / "lib").is_dir()
 
 
+def test_a_version_that_a_lost_power_emptied_is_made_anew_while_the_one_before_stands_in(board: Board) -> None:
+    emptied = board.tree / "opt/agrikd/0.2.0"
+    emptied.mkdir()
+    for name in (".installed", "agrikd-device", "agrikd-agent.service"):
+        (emptied / name).touch()
+    for link, version in (("current", "0.2.0"), ("previous", "0.1.0")):
+        (board.tree / "opt/agrikd" / link).unlink(missing_ok=True)
+        (board.tree / "opt/agrikd" / link).symlink_to(version)
+    sealed(wheel(board.wheels, "0.2.0").parent)
+    done = board.provision()
+    assert done.returncode == 0 and "[done] agrikd 0.2.0 answers" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.index("/current points to 0.1.0") < done.stdout.index("[done] agrikd 0.2.0 in /opt/agrikd/0.2.0")
+    assert (board.linked("current"), board.linked("previous")) == ("0.2.0", "0.1.0")
+    assert all((emptied / name).stat().st_size for name in (".installed", "agrikd-device", "agrikd-agent.service"))
+
+
+def test_nothing_of_a_version_is_written_between_the_last_sync_and_the_switch_to_it(
+    board: Board, tmp_path: Path
+) -> None:
+    """Or a lost power could leave `current` on a version whose command and unit are empty."""
+    new, log, stubs = board.tree / "opt/agrikd/0.2.0", tmp_path / "log", tmp_path / "stubs"
+    stubs.mkdir()
+    state = f"find {new} -type f -printf '%P %T@ %s\\n' 2>/dev/null | sort | sha256sum | cut -c-64"
+    for name in ("sync", "mv"):
+        script = f'#!/bin/sh\necho "$({state}) {name} $*" >>{log}\nexec {shutil.which(name)} "$@"\n'
+        (stubs / name).write_text(script)
+        (stubs / name).chmod(0o755)
+    sealed(wheel(board.wheels, "0.2.0").parent)
+    done = board.provision(PATH=f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert done.returncode == 0 and board.linked("current") == "0.2.0", done.stdout + done.stderr
+    calls = [line.split() for line in log.read_text().splitlines()]
+    switch = next(at for at, call in enumerate(calls) if call[1] == "mv" and call[-1].endswith("/current"))
+    synced = max(at for at, call in enumerate(calls[:switch]) if call[1:3] == ["sync", "--file-system"])
+    assert calls[synced][0] == calls[switch][0]
+    put = [at for at, call in enumerate(calls) if call[1] == "mv" and Path(call[-1]).parent == new]
+    assert {Path(calls[at][-1]).name for at in put} >= {".installed", "agrikd-device", "agrikd-agent.service"}
+    assert all(calls[at - 1][1:] == ["sync", calls[at][-2]] for at in put), "a rename may come to the disk first"
+
+
 def test_a_store_elsewhere_goes_into_unit_and_command(board: Board) -> None:
     done = board.provision("--store", "/data/models")
     assert done.returncode == 0, done.stderr
@@ -313,6 +352,13 @@ def test_the_unit() -> None:
     service = unit["Service"]
     assert (service["Type"], service["OOMPolicy"], unit["Unit"]["StartLimitIntervalSec"]) == ("notify", "continue", "0")
     assert int(service["WatchdogSec"]) >= 2 * Limits.answer_s, "the loop may wait so long for an answer"
+
+
+def test_a_socket_that_nvidia_s_daemon_makes_anew_is_seen() -> None:
+    """CSI cameras go through it: a private /tmp, or the one socket bound at the start, would lose them for good."""
+    lines = (JETSON / "agrikd-agent.service").read_text().splitlines()
+    assert "After=nvargus-daemon.service" in lines and "ProtectSystem=strict" in lines
+    assert not [line for line in lines if line.startswith(("PrivateTmp=", "BindPaths=", "TemporaryFileSystem="))]
 
 
 def test_the_script_is_clean() -> None:

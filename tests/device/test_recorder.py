@@ -187,6 +187,157 @@ def test_a_picture_of_no_row_is_swept_and_a_damaged_database_is_set_aside(tmp_pa
     assert len(list(tmp_path.glob("damaged-*/records.db"))) == len(list(tmp_path.glob("damaged-*/pictures"))) == 1
 
 
+def kept(folder: Path, count: int = 10) -> None:
+    """Frames with pictures, every other one labelled."""
+    with recording(folder) as recorder:
+        for number in range(count):
+            one = recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg"))
+            if number % 2 == 0:
+                recorder.label(Label(f"click-{number:03d}", one.id, "rust", "Ana", 6.0))
+
+
+def told(folder: Path) -> list[str]:
+    return [row["value"] for row in rows(folder, "events") if row["key"] == "records"]
+
+
+@pytest.mark.parametrize("how", ["a link to nothing", "nothing", "an empty folder", "a day that cannot be read"])
+def test_pictures_that_are_elsewhere_for_one_start_cost_nothing(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is not mounted."""
+    kept(tmp_path)
+    pictures, away = tmp_path / "pictures", tmp_path / "away"
+    before = rows(tmp_path, "pictures"), {path.name for path in pictures.rglob("*.jpg")}
+    if how == "a day that cannot be read":
+        scan = os.scandir
+
+        def refuse(path: Any) -> Any:
+            if Path(path).parent == pictures:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    else:
+        pictures.rename(away)
+    if how == "an empty folder":
+        pictures.mkdir()
+    if how == "a link to nothing":
+        pictures.symlink_to(tmp_path / "unmounted")
+    with recording(tmp_path):
+        pass
+    (word,) = told(tmp_path)
+    assert word.startswith("10 of 10 kept pictures are not") and count(tmp_path, "pictures") == 10
+    monkeypatch.undo()
+    if away.exists():
+        pictures.rmdir() if how == "an empty folder" else pictures.unlink(missing_ok=True)
+        away.rename(pictures)
+    with recording(tmp_path):
+        pass
+    assert (rows(tmp_path, "pictures"), {path.name for path in pictures.rglob("*.jpg")}) == before
+    assert told(tmp_path) == [word]
+
+
+def test_what_a_kill_leaves_is_swept_but_nothing_of_a_frame_with_a_label(tmp_path: Path) -> None:
+    """Of frames 1 to 10 the odd ones are labelled."""
+    kept(tmp_path)
+    (day,) = (tmp_path / "pictures").iterdir()
+    strays = {".000000011.jpg.k2j3h4_0.jpg": False, "000000011.jpg": False, "000000002.jpg": False}
+    strays |= {".000000001.jpg.k2j3h4_0.jpg": False, "000000001.jpg": True, "of-somebody.jpg": True}
+    with contextlib.closing(records.create(tmp_path)) as db:
+        records.drop_pictures(db, [1, 2])
+    for name in strays:
+        (day / name).write_bytes(b"jpeg")
+    for lost in (3, 4):
+        (day / f"{lost:09d}.jpg").unlink()
+    with recording(tmp_path):
+        pass
+    assert {name: (day / name).exists() for name in strays} == strays
+    assert [row["frame"] for row in rows(tmp_path, "pictures")] == [3, 5, 6, 7, 8, 9, 10]
+    words = told(tmp_path)
+    assert words[0].startswith("1 pictures in") and words[1].startswith("1 of 8 kept pictures are not")
+
+
+def test_pictures_of_records_that_are_gone_are_set_aside(tmp_path: Path) -> None:
+    kept(tmp_path)
+    for path in tmp_path.glob("records.db*"):
+        path.write_bytes(b"")
+    kept(tmp_path, 2)
+    (aside,) = tmp_path.glob("damaged-*")
+    assert len([*aside.rglob("*.jpg")]) == 10 and count(tmp_path, "pictures") == 2
+    (word,) = told(tmp_path)
+    assert str(aside) in word
+
+
+def test_pictures_that_no_record_knows_and_that_cannot_be_set_aside_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted there."""
+    kept(tmp_path)
+    (tmp_path / "records.db").unlink()
+    rename = Path.rename
+
+    def refuse(path: Path, to: Path) -> Path:
+        if path == tmp_path / "pictures":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with recording(tmp_path) as recorder:
+        for _ in range(3):
+            recorder.frame(seen(), (said(), SPEC))
+    with recording(tmp_path):
+        pass
+    assert len([*(tmp_path / "pictures").rglob("*.jpg")]) == 10 and len([*tmp_path.glob("damaged-*")]) == 1
+    assert [word.partition(" ")[0] for word in told(tmp_path)[1:]] == ["10", "10"]
+
+
+def test_records_on_a_disk_too_full_to_sweep_them_are_written_as_soon_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(tmp_path)
+    monkeypatch.setattr(recorders, "_AGAIN_S", 0.05)
+
+    def fail(*_: Any) -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "drop_pictures", fail)
+        (next((tmp_path / "pictures").rglob("000000002.jpg"))).unlink()
+        with recording(tmp_path) as recorder:
+            one = recorder.frame(seen(), (said(), SPEC))
+            recorder.label(Label("click-011", one.id, "rust", "Ana", 6.0))
+    assert count(tmp_path, "labels") == 6 and count(tmp_path, "pictures") == 10
+
+
+def test_what_is_set_aside_stays_as_long_as_it_may_hold_labels(tmp_path: Path) -> None:
+    """Else only the newest: a disk that goes on damaging would be full of them."""
+
+    def damage(labels: bool, whole: bool = False, bounds: Bounds = LOOSE) -> Path:
+        with recording(tmp_path) as recorder:
+            one = recorder.frame(seen(), (said(), SPEC), kept=("doubt", b"jpeg"))
+            if labels:
+                recorder.label(Label("click-001", one.id, "rust", "Ana", 6.0))
+        with contextlib.closing(sqlite3.connect(tmp_path / "records.db")) as db:
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'predictions'").fetchone()
+        with (tmp_path / "records.db").open("r+b") as disk:
+            disk.seek(0 if whole else 4096 * (page - 1))
+            disk.write(b"\xff" * 4096)
+        before = {*tmp_path.glob("damaged-*")}
+        with recording(tmp_path, bounds):
+            pass
+        (new,) = {*tmp_path.glob("damaged-*")} - before
+        return new
+
+    (tmp_path / "damaged-of-somebody").mkdir()
+    labelled, bare, unreadable = damage(True), damage(False), damage(False, whole=True)
+    assert {*tmp_path.glob("damaged-*[0-9]")} == {labelled, unreadable}
+    assert told(tmp_path)[-1] == f"{bare.name} was removed: it held no label"
+    newest = damage(False, bounds=Bounds(free_bytes=10**18))
+    assert {*tmp_path.glob("damaged-*[0-9]")} == {labelled, newest}
+    assert told(tmp_path)[-1].startswith(f"{unreadable.name} was removed: the disk has no room")
+    assert len([*labelled.rglob("*.jpg")]) == 1 and (tmp_path / "damaged-of-somebody").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_is_waited_for_and_a_label_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
