@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import json
+import math
 import platform
 import re
 import shutil
@@ -31,6 +32,8 @@ from agrikd.trust import Root
 
 BACK = "asked back to the release before"
 """The reason of an installation that is none but a way back."""
+_LOST = "what was chosen of it was lost"
+"""The same of one that is none but another choice."""
 PERMISSION = "application/vnd.agrikd.permission+json"
 """A signed {"name", "seq", "floor"}: a device whose floor is no higher may take this older release."""
 _L4T = Path("/etc/nv_tegra_release")
@@ -39,7 +42,8 @@ _JETPACK = {35: 5, 36: 6, 38: 7}
 _TRIALS = 2
 """How often a phase may be begun: RAUC's boot counter. A model that takes the board down with it ends here."""
 _FAILURES = 2
-"""How often the live process may fail to start with a release that has just answered in a process of its own."""
+"""How often, in a trial, the live process may fail to start with a release that has just answered in a process of its
+own."""
 _ROUNDS = 3
 _FASTER = 0.9
 """Eight bits are taken if they need at most this share of FP16's time; they are never more accurate."""
@@ -87,7 +91,7 @@ def accept(
     if store.state.phase in PENDING:
         mend = "wait until it is done; without an agent it never is: start agrikd-agent"
         raise DeviceError(f"{store.state.release} is being installed\n    → {mend}")
-    if store.linked("current") == release.id and store.whole(release.id):
+    if store.linked("current") == release.id and _serves(store, release.id):
         return None
     if not local:
         _require_newer(store, release, root, permission)
@@ -173,8 +177,8 @@ def advance(store: Store, limits: Limits) -> None:
 def recover(store: Store) -> None:
     """What every start does first: clear up after a kill, and see to it that what serves is whole.
 
-    A release that lost bytes gives way to the one before it, if that is whole; one that was interrupted too often is
-    not tried again.
+    A release that lost bytes gives way to the one before it, if that is whole; so does one that lost its choice, until
+    another is made. One that was interrupted too often is not tried again.
     """
     store.tidy()
     state = store.state
@@ -182,12 +186,42 @@ def recover(store: Store) -> None:
         roll_back(store, f"{state.release} is not whole")
     if state.phase in PENDING and state.attempts >= _TRIALS:
         roll_back(store, f"it was interrupted {state.attempts} times in {state.phase}")
-    current, previous = store.linked("current"), store.linked("previous")
-    if current and not store.whole(current):
-        kept = previous if previous and store.whole(previous) else current
-        store.log("damaged", release=current, instead=kept)
-        if kept != current:
-            store.switch("current", kept)
+    current = store.linked("current")
+    if current and not _serves(store, current):
+        _stand_in(store, current)
+
+
+def _stand_in(store: Store, current: str) -> None:
+    """Let the release before one that cannot serve do so; where all that one lacks is its choice, make another."""
+    whole = [name for name in (current, store.linked("previous")) if name and store.whole(name)]
+    kept = next((name for name in whole if _chosen(store, name)), (whole or [current])[0])
+    store.log("damaged", release=current, instead=kept)
+    if kept != current:
+        store.switch("current", kept)
+    if whole and not _chosen(store, whole[0]):
+        _choose_again(store, whole[0])
+
+
+def _choose_again(store: Store, name: str) -> None:
+    """Not after it has failed: a model that takes the board down with it would do so at each start."""
+    state = store.state
+    if state.phase not in PENDING and (state.phase, state.release) != ("ROLLED_BACK", name):
+        store.move("VERIFIED", release=name, back="", attempts=0, reason=_LOST)
+
+
+def _serves(store: Store, name: str) -> bool:
+    """Whether a release has all that the agent needs to let it serve."""
+    return store.whole(name) and _chosen(store, name)
+
+
+def _chosen(store: Store, name: str) -> bool:
+    """Whether what was chosen of a whole release can be read, and is of it, as far as the disk tells just now."""
+    try:
+        return choice_of(store, name).file in {one.file for one in store.release(name).artefacts}
+    except (InputError, TypeError):
+        return False
+    except OSError:
+        return True
 
 
 def roll_back(store: Store, reason: str) -> None:
@@ -288,7 +322,7 @@ def choice_of(store: Store, name: str) -> Choice:
 
 def _ask_agent(store: Store, name: str, limits: Limits) -> Answer:
     """The probes through the live process, as soon as it serves this release."""
-    end, said = time.monotonic() + limits.trial_s, ""
+    end, said, before = time.monotonic() + limits.trial_s, "", math.inf
     while time.monotonic() < end:
         try:
             health = ask(store, limits.answer_s, health=True)
@@ -298,7 +332,8 @@ def _ask_agent(store: Store, name: str, limits: Limits) -> Answer:
             if health["serving"] == name:
                 return _probed(ask(store, 2 * limits.answer_s, probe=_ROUNDS))
             said = str(health["why"]) or "the live process did not take it in time"
-            if health["wanted"] == name and health["failures"] >= _FAILURES:
+            before = min(before, health["failures"])  # of the same release, as long as it could not be opened
+            if health["wanted"] == name and health["failures"] >= before + _FAILURES:
                 break
         time.sleep(0.1)
     raise DeviceError(said)

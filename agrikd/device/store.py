@@ -109,9 +109,10 @@ class Store:
         """By name, the highest seq that was ever committed, as far as floors.json and what serves can tell."""
         known: dict[str, int] = dict(_checked(self.folder / "floors.json") or {})
         for name in filter(None, map(self.linked, ("current", "previous"))):
-            if self.whole(name):
-                one = self.release(name)
-                known[one.name] = max(one.seq, known.get(one.name, 0))
+            with contextlib.suppress(OSError):  # or a disk that does not give it would end all installations
+                if self.whole(name):
+                    one = self.release(name)
+                    known[one.name] = max(one.seq, known.get(one.name, 0))
         return known
 
     def raise_floor(self, release: Release) -> None:
@@ -207,14 +208,15 @@ class Store:
             raise InputError(Problem(str(path), "is not there", "flash the release again")) from None
 
     def whole(self, name: str) -> bool:
-        """Whether a release is there with all its bytes."""
+        """Whether a release is there with all its bytes. What the disk does not give just now is no reason to leave one
+        that served well, and counts as there."""
         try:
             found = self.release(name)
         except InputError:
             return False
         except OSError:
             return True
-        return found.id == name and all(_is(self.path(name) / one.name, one.sha256) for one in found.files)
+        return found.id == name and all(_is(self.path(name) / one.name, one.sha256, True) for one in found.files)
 
     # Chunks and blobs
 
@@ -244,7 +246,8 @@ class Store:
             temporary.replace(path)
 
     def assemble(self, release: Release) -> None:
-        """Make blobs of the chunks and a folder of links to them; of a folder that is there, mend what is damaged.
+        """Make blobs of the chunks and a folder of links to them; of a folder that is there, mend what is damaged or
+        cannot be read.
 
         Raises `InputError` where chunks are damaged, and removes these.
         """
@@ -273,7 +276,7 @@ class Store:
         files.sync(folder)
 
     def clear_incoming(self, keep: Release | None = None) -> None:
-        """Remove what was received, but for the chunks of one release that are what they were."""
+        """Remove what was received, but for the chunks of one release that can be read and are what they were."""
         kept = {digest for one in keep.files for digest in one.chunks} if keep else set()
         for path in (self.folder / "incoming").iterdir():
             if path.name not in kept or not _is(path, path.name):
@@ -281,7 +284,7 @@ class Store:
 
     def _join(self, one: File) -> None:
         chunks = [self.folder / "incoming" / digest for digest in one.chunks]
-        if lost := [path for path in chunks if not path.exists() or not _is(path, path.name)]:
+        if lost := [path for path in chunks if not _is(path, path.name)]:
             for path in lost:
                 path.unlink(missing_ok=True)
             raise InputError(Problem(one.name, "has a chunk that the disk lost", "send it again"))
@@ -315,10 +318,11 @@ class Store:
         return gone
 
     def drop_damaged(self, release: Release) -> None:
-        """Remove the blobs of a release that are not what was signed, so that they are received again."""
+        """Remove the blobs of a release that are not what was signed, or cannot be read, so that they are received
+        again. A release that serves keeps what it has until then."""
         for one in release.files:
-            if self._blob(one).exists() and not _is(self._blob(one), one.sha256):
-                self._blob(one).unlink()
+            if not _is(self._blob(one), one.sha256):
+                self._blob(one).unlink(missing_ok=True)
 
     def held_bytes(self, release: Release) -> int:
         """How much of a release is there, as blobs or as chunks."""
@@ -358,15 +362,14 @@ def _taken(lock: IO[str]) -> bool:
     return True
 
 
-def _is(path: Path, sha256: str) -> bool:
-    """Whether a file has these bytes. One that the disk does not give just now may have: that is no reason to leave a
-    release that served well."""
+def _is(path: Path, sha256: str, unread: bool = False) -> bool:
+    """Whether a file has these bytes; unread: what is said of one that the disk does not give just now."""
     try:
         return files.sha256_of(path) == sha256
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True
+        return unread
 
 
 def _readable(path: Path) -> bool:

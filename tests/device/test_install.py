@@ -282,6 +282,71 @@ def test_a_damaged_release_gives_way_and_is_repaired_by_the_next_install(device:
     assert device.require_whole() == damaged
 
 
+OTHER_CHOICES = {
+    "gone": None,
+    "empty": "",
+    "garbled": '{"precision": "fp32", "file": "mod\ufffd',
+    "a list": "[]",
+    "of another file": '{"precision": "", "file": "card.md", "backend": "", "p50_ms": 1, "dropped": {}, "took_s": 1}',
+}
+
+
+def _choose(device: Device, name: str, text: str | None) -> None:
+    path = device.store.path(name) / "choice.json"
+    path.unlink() if text is None else path.write_text(text)
+
+
+@pytest.mark.parametrize("text", OTHER_CHOICES.values(), ids=OTHER_CHOICES)
+def test_a_release_whose_choice_is_lost_serves_again(text: str | None, device: Device, packed: Pack) -> None:
+    """After a restart by itself, and by the same bundle as long as nobody restarts it; nothing travels."""
+    device.start()
+    path = packed(1)
+    assert device.run("install", str(path)).returncode == 0
+    release = device.require_whole()
+    _choose(device, release, text)
+    done = device.run("install", str(path))
+    assert done.returncode == 0 and "serves already" not in done.stderr, done.stderr
+    assert installer.choice_of(device.store, release).file == "model.onnx"
+    assert "serves already" in device.run("install", str(path)).stderr
+    device.stop()
+    _choose(device, release, text)
+    device.start()
+    assert _serving(device) == release and device.settled().phase == "COMMITTED"
+    assert installer.choice_of(device.store, release).file == "model.onnx"
+
+
+def test_while_a_choice_is_made_anew_the_release_before_serves(device: Device, packed: Pack) -> None:
+    device.start()
+    for path in (packed(1), packed(2, held=contents(WEIGHTS + 1))):
+        assert device.run("install", str(path)).returncode == 0
+    older, newer = device.store.linked("previous"), device.store.linked("current")
+    device.stop()
+    _choose(device, newer, None)
+    with device.store.locked():
+        installer.recover(device.store)
+    assert device.store.linked("current") == older and device.store.state.release == newer
+    device.start()
+    assert device.settled().phase == "COMMITTED" and _serving(device) == newer
+    assert (device.store.linked("current"), device.store.linked("previous")) == (newer, older)
+
+
+def test_a_choice_that_cannot_be_made_anew_is_tried_once(device: Device, packed: Pack) -> None:
+    """A model that takes the board down with it would do so at each start."""
+    device.start()
+    assert device.run("install", str(packed(1))).returncode == 0
+    release = device.require_whole()
+    device.stop()
+    _choose(device, release, None)
+    with device.store.locked():
+        for _ in range(2):
+            installer.recover(device.store)
+            device.store.move("VERIFIED", attempts=device.store.state.attempts + 1)
+        for _ in range(2):
+            installer.recover(device.store)
+            assert device.store.state.phase == "ROLLED_BACK" and device.store.linked("current") == release
+    assert "interrupted 2 times in VERIFIED" in device.store.state.reason
+
+
 def test_a_damaged_state_hides_nothing_that_serves_and_lowers_no_floor(device: Device, packed: Pack) -> None:
     device.start()
     assert device.run("install", str(packed(5))).returncode == 0

@@ -18,7 +18,7 @@ from fakes.installing import given, install
 from needs import absent
 from typer.testing import CliRunner
 
-from agrikd import dsse, trust
+from agrikd import dsse, files, trust
 from agrikd.bundle import Bundle
 from agrikd.device import installer, support
 from agrikd.device import store as stores
@@ -105,6 +105,21 @@ def test_a_file_that_the_disk_does_not_give_just_now_is_no_reason_to_leave(
     assert device.store.linked("current") == good
 
 
+def test_a_release_that_the_disk_does_not_describe_just_now_is_no_reason_to_take_no_other(
+    device: Device, packed: Pack, quick: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, read = quick(packed(1)), Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == device.store.path(good) / "release.dsse":
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert device.store.floors == {"leaf": 1}
+    assert quick(packed(2, held=contents(WEIGHTS + 1))).startswith("2-") and device.store.linked("previous") == good
+
+
 def test_a_damaged_release_with_none_before_it_serves_on_until_it_is_mended(
     device: Device, packed: Pack, quick: Any
 ) -> None:
@@ -170,6 +185,68 @@ def test_all_chunks_that_a_lost_power_emptied_are_asked_for_again(device: Device
                 path.write_bytes(b"")
         installer.begin(device.store, opened.envelope, release)
         assert device.store.missing(release) == wanted
+
+
+@pytest.fixture
+def failing(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets the disk fail to read a file's bytes, by whatever name, but not those that replace it."""
+    held, sha256_of = list[Path](), files.sha256_of
+
+    def read(path: Path) -> str:
+        if any(path.exists() and path.samefile(one) for one in held):
+            raise OSError(5, "Input/output error", str(path))
+        return sha256_of(path)
+
+    def fail(path: Path) -> None:
+        held.append(device.store.folder.with_name(f"failing-{len(held)}"))
+        held[-1].hardlink_to(path)  # so that its inode is given to no other file
+
+    monkeypatch.setattr(stores.files, "sha256_of", read)
+    return fail
+
+
+@pytest.mark.parametrize("when", ["before the next conversation", "before it is used"])
+def test_a_chunk_that_the_disk_cannot_read_back_is_asked_for_again(
+    when: str, device: Device, packed: Pack, failing: Any
+) -> None:
+    store, incoming = device.store, device.store.folder / "incoming"
+    with Bundle(packed(1)) as opened:
+        release = opened.release
+        installer.begin(store, opened.envelope, release)
+        (file, number), *_ = wanted = store.missing(release)
+        for one in wanted:
+            store.take(release, *one, opened.chunk(*one))
+        failing(incoming / release.files[file].chunks[number])
+        if when == "before it is used":
+            with pytest.raises(InputError, match="a chunk that the disk lost"):
+                installer.finish(store, release)
+        else:
+            installer.begin(store, opened.envelope, release)
+        assert store.missing(release) == [(file, number)]
+        store.take(release, file, number, opened.chunk(file, number))
+        installer.finish(store, release)
+    assert store.whole(release.id) and store.state.phase == "VERIFIED"
+
+
+def test_a_file_of_a_release_that_the_disk_cannot_read_back_is_received_and_mended(
+    device: Device, packed: Pack, quick: Any, failing: Any
+) -> None:
+    """Of one that does not serve: its folder and its blob are the same bytes."""
+    store, path = device.store, packed(2, held=contents(WEIGHTS + 1))
+    good = quick(packed(1))
+    with Bundle(path) as opened:
+        release = opened.release
+        installer.begin(store, opened.envelope, release)
+        for one in store.missing(release):
+            store.take(release, *one, opened.chunk(*one))
+        installer.finish(store, release)
+        installer.roll_back(store, "the disk")
+        failing(store.path(release.id) / "model.onnx")
+        assert store.linked("current") == good
+        installer.begin(store, opened.envelope, release)
+        assert store.missing(release) == [(0, 0)] and release.files[0].name == "model.onnx"
+    assert quick(path) == release.id
+    assert files.sha256_of(store.path(release.id) / "model.onnx") == release.files[0].sha256
 
 
 def test_a_release_on_trial_is_not_said_to_serve(device: Device, packed: Pack) -> None:
