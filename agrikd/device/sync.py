@@ -75,6 +75,7 @@ class Sync:
         self._beyond: dict[str, int] | None = None
         self._wanted: deque[int] = deque()
         self._held: dict[int, int] = {}
+        self._absent: set[int] = set()
         self._more = False
         self._picture: tuple[int, bytes] | None = None
         self._rows = {table: Pace(16, 1, 500) for table in records.TABLES}
@@ -133,17 +134,15 @@ class Sync:
         self._db, self._beyond, self._series = None, None, NO_SERIES
 
     def _jpeg(self, picture: int) -> bytes | None:
-        """A kept picture, whole; None where it is gone."""
+        """A kept picture, whole; None where it is gone. Raises `FileNotFoundError` where the records have it still: its
+        disk may come back."""
         assert self._db is not None
         if self._picture and self._picture[0] == picture:
             return self._picture[1]
         row = self._db.execute("SELECT file, sha256 FROM pictures WHERE id = ?", (picture,)).fetchone()
         if row is None:
             return None
-        try:
-            data = (self._folder / str(row["file"])).read_bytes()
-        except FileNotFoundError:
-            return None
+        data = (self._folder / str(row["file"])).read_bytes()
         if files.sha256(data) != row["sha256"]:
             return None
         self._picture = picture, data
@@ -160,6 +159,7 @@ class Sync:
         if self._beyond is not None and time.monotonic() < self._beat_at:
             return
         self._beat_at = time.monotonic() + self._options.heartbeat_s
+        self._absent.clear()
         trouble = "; ".join(self._refused.values()) or self._trouble or None
         said = {**vitals.read(self._folder), "agent": self._health(), "sync": trouble}
         self._refused.clear()
@@ -177,7 +177,7 @@ class Sync:
             self._held = {int(picture): int(held) for picture, held in said["wanted"]}
         except (KeyError, TypeError, ValueError) as error:
             raise AwayError(f"the hub does not say how far it is ({error!r})") from None
-        self._wanted = deque(self._held)
+        self._wanted = deque(one for one in self._held if one not in self._absent)
         self._more = bool(self._wanted)
 
     def _send_rows(self, table: str) -> bool:
@@ -203,7 +203,13 @@ class Sync:
         if not self._wanted:
             return False
         picture = self._wanted[0]
-        data = self._jpeg(picture)
+        try:
+            data = self._jpeg(picture)
+        except FileNotFoundError:
+            self._open()  # raises where all of the records were set aside
+            self._absent.add(picture)
+            self._wanted.popleft()
+            return bool(self._wanted)
         if data is None:
             self._open()
             if self._beyond is None:  # it is not this database's any more
