@@ -22,13 +22,21 @@ from typing import Any
 from agrikd import files
 from agrikd.bundle import CHUNK_BYTES, Bundle
 from agrikd.errors import AgriKDError, DeviceError
-from agrikd.wire import PROTOCOL, Patient, Wire, WireError
+from agrikd.wire import PROTOCOL, SLOWEST_BYTES_S, Patient, Wire, WireError
 
 REMOTE = "python3 -m agrikd.device serve --stdio"
 """What is asked of a device whose key is not bound to a command."""
-SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10")
+SSH = (
+    *("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"),
+    *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=17"),
+)
+"""Its own questions wait behind a chunk, for which the slowest link needs two minutes."""
+_PACKET_BYTES = 4096
+"""Of ssh's pipe: it makes a packet of all that it finds there, and until that has arrived the device hears nothing."""
 _AHEAD_S, _MOST_BYTES = 0.5, 2**20
 """What may be on the way unacknowledged: half a second of what the link has carried so far."""
+_SLOWER = 4
+"""So much slower than before a link may become before it counts as broken; the next one has the time of the slowest."""
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """After a link that carried something the first, after each that carried nothing the next."""
 _FINAL = ("Permission denied", "Host key verification failed", "not found", "No module named")
@@ -41,8 +49,8 @@ Report = Callable[[str, str, tuple[int, int] | None], None]
 @dataclass(frozen=True)
 class Options:
     """ssh: the command before the host. remote: after it. roots: signed roots for devices that trust an older one.
-    permission: for an older release. silence_s: without a byte, after which a link counts as broken. patience_s:
-    without progress, after which a host is given up."""
+    permission: for an older release. silence_s: without a byte, after which a link counts as broken; what is on the
+    way has its own time beyond it. patience_s: without progress, after which a host is given up."""
 
     ssh: tuple[str, ...] = SSH
     remote: str = REMOTE
@@ -90,6 +98,8 @@ class _Talk:
     progress_at: float = field(default_factory=time.monotonic)
     on_the_way_s: float = 0.0
     """What was sent and not acknowledged may take so long to arrive: asked sooner, the device wants it again."""
+    carried_bytes_s: float = 0.0
+    patient: Patient = field(init=False)
 
     def run(self) -> Outcome:
         """Until the device has said how it ended, or nothing has moved for `patience_s`."""
@@ -116,13 +126,16 @@ class _Talk:
         pipe = subprocess.PIPE
         words = [*self.options.ssh, self.outcome.host, self.options.remote]
         self.words.clear()
-        with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as ssh:
+        with subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, pipesize=_PACKET_BYTES
+        ) as ssh:
             assert ssh.stdin and ssh.stdout
             reader = threading.Thread(target=self._read_words, args=(ssh,), daemon=True)
             reader.start()
             try:
+                self.patient, self.carried_bytes_s = Patient(ssh.stdout, self.options.silence_s), 0.0
                 with Bundle(self.bundle) as bundle:
-                    self._talk(Wire(Patient(ssh.stdout, self.options.silence_s), ssh.stdin), bundle)
+                    self._talk(Wire(self.patient, ssh.stdin), bundle)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(ssh.pid, signal.SIGKILL)  # with a proxy command that it may have started
@@ -150,7 +163,7 @@ class _Talk:
             return
         if said.get("want") == "envelope":
             wire.send(bundle.envelope)
-            said = self._hear(wire)
+            said = self._hear(wire, len(bundle.envelope))
         missing = [(int(file), int(number)) for file, number in said["missing"]]
         if self.options.dry_run:
             self._needs(bundle, missing)
@@ -184,10 +197,12 @@ class _Talk:
 
         def acknowledged() -> None:
             nonlocal arrived, first, first_at
-            self._hear(wire)
+            self._hear(wire, waiting[0])
             arrived += waiting.popleft()
             self.progress_at = time.monotonic()
-            if not first:
+            if first:
+                self.carried_bytes_s = (arrived - first) / (self.progress_at - first_at)
+            else:
                 first, first_at = arrived, self.progress_at
             say()
 
@@ -224,7 +239,10 @@ class _Talk:
         self.outcome.phase = said["phase"]
         self.outcome.reason = "it serves already" if said.get("already") else str(said["reason"])
 
-    def _hear(self, wire: Wire) -> dict[str, Any]:
+    def _hear(self, wire: Wire, sent: int = 0) -> dict[str, Any]:
+        """What the device says, once it has received so many bytes that were sent; a link that has carried nothing yet
+        has as long as the slowest."""
+        self.patient.more_s = sent / max(self.carried_bytes_s / _SLOWER, SLOWEST_BYTES_S)
         said = wire.hear()
         if said.get("busy"):  # perhaps with our own last conversation, whose end it has not noticed yet
             raise WireError(str(said["refused"]))

@@ -17,7 +17,7 @@ PROTOCOL = 1
 """Of flash and device: what they say to each other."""
 MAX_BYTES = 8 * 2**20
 _HEAD = 5
-_GRACE_S, _SLOWEST_BYTES_S = 60.0, 500.0
+_GRACE_S, SLOWEST_BYTES_S = 60.0, 500.0
 """A frame that has begun ends in this time and at this rate: a byte now and then keeps no conversation alive."""
 
 
@@ -26,16 +26,19 @@ class WireError(DeviceError):
 
 
 class Patient:
-    """Reads a pipe as bytes come, and gives up on one that is silent for `seconds`: a dead link looks so."""
+    """Reads a pipe as bytes come, and gives up on one that is silent for `seconds`: a dead link looks so. more_s: what
+    must arrive at the other side before it can say anything has so long for that."""
 
     def __init__(self, stream: IO[bytes], seconds: float) -> None:
         self._stream, self._seconds, self._poll = stream.fileno(), seconds, select.poll()
         self._poll.register(self._stream, select.POLLIN)
+        self.more_s = 0.0
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes, empty at the end; raises `OSError` after the silence."""
-        if not self._poll.poll(1000 * self._seconds):
-            raise TimeoutError(f"nothing was heard for {self._seconds:g} s")
+        seconds = self._seconds + self.more_s
+        if not self._poll.poll(1000 * seconds):
+            raise TimeoutError(f"nothing was heard for {round(seconds, 2):g} s")
         return os.read(self._stream, count)
 
 
@@ -66,7 +69,7 @@ class Wire:
         kind, length = head[:1], int.from_bytes(head[1:], "big")
         if kind not in (b"J", b"B") or length > most:
             raise WireError(f"the other side does not speak agrikd's protocol: it sent {head!r}")
-        data = self._exactly(length, time.monotonic() + _GRACE_S + length / _SLOWEST_BYTES_S)
+        data = self._exactly(length, time.monotonic() + _GRACE_S + length / SLOWEST_BYTES_S)
         if kind == b"B":
             return data
         try:

@@ -29,18 +29,25 @@ from agrikd.flash import Options, Outcome
 from agrikd.wire import WireError
 
 _SSH = """#!/bin/sh
-# Stands in for ssh: HOST is a folder; HOST.up and HOST.down hold how many bytes the link lives for, each way.
+# Stands in for ssh: HOST is a folder; HOST.up and HOST.down hold how many bytes the link lives for, each way, and
+# HOST.slow how many it carries a second.
 host="$1"; cd {farm}
 echo x >> "$host.calls"
 serve() {{ exec {python} -m agrikd.device --store "{farm}/$host" serve --stdio; }}
 if [ -e "$host.up" ]; then {python} -S cut.py "$(cat "$host.up")" | serve
 elif [ -e "$host.down" ]; then serve | {python} -S cut.py "$(cat "$host.down")"
+elif [ -e "$host.slow" ]; then {python} -S slow.py "$(cat "$host.slow")" | serve
 else serve; fi
 """
 _CUT = """import os, sys
 left = int(sys.argv[1])
 while left and (data := os.read(0, left)):
     left -= len(data)
+    os.write(1, data)
+"""
+_SLOW = """import os, sys, time
+while data := os.read(0, 1024):
+    time.sleep(len(data) / float(sys.argv[1]))
     os.write(1, data)
 """
 
@@ -51,6 +58,7 @@ class Farm:
     def __init__(self, folder: Path, root: bytes) -> None:
         self.folder, self.root, self.devices = folder, root, dict[str, Device]()
         (folder / "cut.py").write_text(_CUT)
+        (folder / "slow.py").write_text(_SLOW)
         script = folder / "ssh"
         script.write_text(_SSH.format(farm=folder, python=sys.executable))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -65,6 +73,10 @@ class Farm:
     def breaks(self, host: str, way: str, after: int) -> None:
         """Each link to `host` lives for so many bytes: "up" to the device, "down" from it."""
         (self.folder / f"{host}.{way}").write_text(str(after))
+
+    def slows(self, host: str, bytes_per_s: float) -> None:
+        """What each link carries to `host`."""
+        (self.folder / f"{host}.slow").write_text(str(bytes_per_s))
 
     def calls(self, host: str) -> int:
         return len((self.folder / f"{host}.calls").read_text().split())
@@ -150,6 +162,25 @@ def test_a_link_that_breaks_costs_one_chunk_a_cut(
     assert done.phase == "COMMITTED", done
     assert done.cuts >= size // (kib * 1024) - 1 and done.sent_bytes <= size + done.cuts * CHUNK_BYTES
     assert device.require_whole().startswith("1-")
+
+
+@pytest.mark.parametrize("large_one", ["chunk", "envelope"])
+def test_what_takes_a_slow_link_longer_than_it_may_be_silent_arrives_without_a_cut(
+    large_one: str, farm: Farm, packed: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk, or an envelope of its size, takes one and a half times as long as a link may be silent."""
+    silence_s = 6.0
+    noise = np.random.default_rng(0).integers(0, 256, CHUNK_BYTES).astype(np.uint8).tobytes()
+    monkeypatch.setattr(flash, "SLOWEST_BYTES_S", CHUNK_BYTES / silence_s / 2)
+    farm.add("field-1")
+    farm.slows("field-1", CHUNK_BYTES / silence_s / 1.5)
+    if large_one == "chunk":
+        bundle = packed(1, held={**contents(), "ballast.bin": noise})
+    else:  # base64 makes four letters of three bytes
+        bundle = packed(1, provenance={"recipe": noise[: 3 * CHUNK_BYTES // 8].hex()})
+    done = farm.flash("field-1", bundle, silence_s=silence_s, patience_s=20)
+    assert done.phase == "COMMITTED" and done.cuts == 0, done
+    assert done.seconds > 1.5 * silence_s and done.sent_bytes == done.needed_bytes
 
 
 def test_after_a_link_that_carried_something_the_wait_is_short_again(

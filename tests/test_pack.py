@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from agrikd import image, pack
+from agrikd import files, image, pack, trust
 from agrikd.bundle import Bundle, File
 from agrikd.cli import app
 from agrikd.dsse import Key
@@ -100,12 +100,32 @@ def test_what_they_made_as_json(run: Path, tmp_path: Path, monkeypatch: pytest.M
     added = said("keys", "new", "other")
     assert added["root"] is None and len(made["key"]) == 16
     words = ["keys", "rotate", "root-1.dsse", "--key", "k", "--add", "other.pub", "--out", "root-2.dsse"]
-    assert said(*words) == {"version": 2, "path": "root-2.dsse"}
+    assert said(*words) == {"version": 2, "path": "root-2.dsse", "threshold": 1}
     packed = said("bundle", "pack", str(run), "--key", "k", "--out", "c.akb", "--seq", "3", "--name", "c")
     assert packed["seq"] == 3 and packed["size_bytes"] > 1000 and packed["path"] == "c.akb" and not packed["calibrated"]
     assert said("bundle", "verify", "c.akb", "--root", "root-1.dsse") == {"path": "c.akb", "name": "c", "seq": 3}
     permit = said("bundle", "permit", "c.akb", "--key", "k", "--floor", "9", "--out", "back.dsse")
     assert permit == {"path": "back.dsse", "name": "c", "seq": 3, "floor": 9}
+
+
+def test_a_rotation_keeps_how_many_keys_must_sign_unless_it_is_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = [Key.new(Path(name)) for name in ("a", "b")]
+    files.write_bytes(Path("root-1.dsse"), trust.first(held, 2).to_bytes())
+
+    def rotated(out: str, *words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(
+            app, ["keys", "rotate", "root-1.dsse", "--key", "a", "--key", "b", "--out", out, *words]
+        )
+        assert done.exit_code == 0, done.output
+        return trust.Root.read(Path(out)).threshold, done.stderr.replace("\n", " ")
+
+    kept, said = rotated("root-2.dsse")
+    assert kept == 2 and "2 of its keys must sign" in said and "fewer" not in said
+    fewer, said = rotated("root-2b.dsse", "--threshold", "1")
+    assert fewer == 1 and "1 instead of 2" in said
 
 
 def test_what_is_not_calibrated_is_said(

@@ -66,7 +66,9 @@ def keys_rotate(
     out: Annotated[Path, typer.Option(help="The next root.", show_default=False)],
     add: Annotated[list[Path] | None, typer.Option(help="A .pub file whose key counts from now on.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="The id of a key that no longer counts.")] = None,
-    threshold: Annotated[int, typer.Option(min=1, help="How many keys must sign a thing.")] = 1,
+    threshold: Annotated[
+        int | None, typer.Option(min=1, help="How many keys must sign a thing (default: the old root's).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the next root of trust, signed by enough keys of the old and of the new one.
@@ -78,12 +80,17 @@ def keys_rotate(
 
     old = trust.Root.read(root)
     signers, added = [dsse.Key.read(path) for path in key], [dsse.read_public(path) for path in add or ()]
-    made = trust.rotate(old, signers, added, remove or (), threshold)
+    needed = threshold or old.threshold
+    made = trust.rotate(old, signers, added, remove or (), needed)
     if out.exists():
         raise InputError(Problem(str(out), "exists", "choose another name: devices may need the older one"))
     files.write_bytes(out, made.to_bytes())
-    words = f"root {old.version + 1}: {out}; each device takes it with the next flash that names it"
-    tell(as_json, {"version": old.version + 1, "path": str(out)}, words)
+    if needed < old.threshold:
+        console.say(f"{out}: fewer keys must sign a thing from now on: {needed} instead of {old.threshold}")
+        console.say("    → to keep as many, rotate again from the old root without --threshold")
+    words = f"root {old.version + 1}: {out}, {needed} of its keys must sign a thing"
+    said = {"version": old.version + 1, "path": str(out), "threshold": needed}
+    tell(as_json, said, f"{words}; each device takes it with the next flash that names it")
 
 
 def bundle_pack(

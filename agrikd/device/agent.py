@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from agrikd import console, files
+from agrikd import __version__, console, files, image
 from agrikd.device import installer, notify
 from agrikd.device.child import Child, Limits, Model
 from agrikd.device.desk import Reply, listening
@@ -70,19 +70,22 @@ class Agent:
     def health(self) -> dict[str, Any]:
         """What serves, what people call it and, where there are cameras, what they see and what is recorded."""
         said = self._serving.health() | (self._station.health() if self._station else {})
-        return said | self._called() | ({"trouble": self.trouble} if self.trouble else {})
+        trouble = self.trouble
+        if one := self._wanted():
+            said |= {"release": {"name": one.name, "version": one.version, "expired": one.expired}}
+            trouble = "\n".join(filter(None, (trouble, _misfit(one))))
+        return said | ({"trouble": trouble} if trouble else {})
 
-    def _called(self) -> dict[str, Any]:
-        """What people call the release that is to serve, for who does not have it; nothing where it cannot be read."""
+    def _wanted(self) -> Release | None:
+        """The release that is to serve; None where there is none, or it cannot be read."""
         name = self._current()
         if self._model or not name:
-            return {}
+            return None
         with contextlib.suppress(AgriKDError, OSError, TypeError):
             if self._release is None or self._release[0] != name:
                 self._release = name, self._store.release(name)
-            one = self._release[1]
-            return {"release": {"name": one.name, "version": one.version, "expired": one.expired}}
-        return {}
+            return self._release[1]
+        return None
 
     def _round(self) -> None:
         for step in (self._recover, self._serving.follow, self._go_on):
@@ -139,6 +142,14 @@ class Agent:
             "probe": lambda rounds: (self._serving.probe(int(rounds)), None),
             **(self._station.verbs if self._station else {}),
         }
+
+
+def _misfit(release: Release) -> str:
+    """Why what serves may answer otherwise than in the lab, as after another agrikd was put beside it."""
+    if release.resize == image.RESIZE:
+        return ""
+    wrong = f"was taught with pixels of resize {release.resize}, this device makes {image.RESIZE}"
+    return f"{release.name} {release.version} {wrong}: flash one that was packed by agrikd {__version__}"
 
 
 def _named(model: Model) -> Callable[[], str]:

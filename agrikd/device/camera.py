@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from agrikd.device.tether import ended, environment
+from agrikd.device.tether import Held, ended, environment
 from agrikd.errors import DeviceError, InputError, Problem
 from agrikd.predict._engines import peak_mib
 from agrikd.types import Image
@@ -108,6 +108,7 @@ class Camera:
         self._wish: int | None = None
         self._frame: Frame | None = None
         self._reader: _Reader | None = None
+        self._held = Held("the camera's")
         self._newest, self._newest_mono = 0, 0.0
         self._live, self._why, self._restarts = False, "", 0
         self._refused: dict[str, dict[str, Any]] = {}
@@ -186,7 +187,8 @@ class Camera:
         while self._is_wanted():
             before = self._newest
             try:
-                self._reader = _Reader(self._source, self._options, self.fileno())
+                self._held.require_few()
+                self._reader = _Reader(self._source, self._options, self.fileno(), self._held)
                 try:
                     self._converse(self._reader)
                 finally:
@@ -252,7 +254,8 @@ class Camera:
 class _Reader:
     """The process. Its source goes to its stdin: what stands in its arguments is everybody's to see."""
 
-    def __init__(self, source: str, options: Options, memory: int) -> None:
+    def __init__(self, source: str, options: Options, memory: int, held: Held) -> None:
+        self._held = held
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [sys.executable, "-m", "agrikd.device.reader", str(memory)],
@@ -300,8 +303,7 @@ class _Reader:
     def stop(self) -> None:
         """Take its pipes back; a process that the kernel holds is left behind."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE_S)
+        self._held.ended(self._process, _PATIENCE_S)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             with contextlib.suppress(OSError):
                 stream.close()  # type: ignore[union-attr]

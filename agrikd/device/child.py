@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agrikd import console
 from agrikd.device.probes import Answer
-from agrikd.device.tether import ended, environment
+from agrikd.device.tether import Held, ended, environment
 from agrikd.errors import DeviceError
 from agrikd.predict._engines import peak_mib
 from agrikd.records import Opinion
@@ -25,6 +26,9 @@ from agrikd.types import ModelSpec
 from agrikd.wire import Wire, WireError
 
 _TICK_S, _PATIENCE_S = 0.05, 2.0
+_BUILD_SHARE = 0.9
+"""Of `start_s`: a build that hangs fails first, and ONNX Runtime answers in time."""
+_held = Held("the model's")
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,20 @@ class Model:
 
 class Child:
     """A worker for one model; `why` says what ended it. pixels: files that it may be asked to look into; live: to
-    answer at once, by ONNX Runtime while an engine is built."""
+    answer at once, by ONNX Runtime while an engine is built. Raises `DeviceError` where the kernel holds those that
+    were before."""
 
     spec: ModelSpec
 
     def __init__(self, model: Model, limits: Limits, live: bool = False, pixels: tuple[int, ...] = ()) -> None:
-        self._limits = limits
+        _held.require_few()
+        self._limits, self._name = limits, model.folder.name
+        self._begun = time.monotonic()
         self._words: deque[str] = deque(maxlen=4)
         self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
         self.why = ""
         words = [sys.executable, "-m", "agrikd.device.worker", str(model.folder), model.file, str(model.engines)]
-        words += ["live"] if live else []
+        words += [str(self._begun + _BUILD_SHARE * limits.start_s), *(["live"] if live else [])]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=pixels, start_new_session=True, env=environment()
@@ -73,7 +80,6 @@ class Child:
         for thread in self._threads:
             thread.start()
         self.backend = ""
-        self._begun = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -99,15 +105,22 @@ class Child:
         """What it says of the release's probes; raises `DeviceError` where it does not."""
         with self._sense():
             answer = Answer.from_json(self._ask(self._limits.answer_s, probe=rounds))
-            self.backend = answer.backend
+            self._answers_by(answer.backend)
             return answer
 
     def predict(self, pixels: int, shape: tuple[int, int], model: str, t: float) -> Opinion:
         """What it says, as `model`, of the picture [H, W, 3] of the time t in one of its files; raises
         `DeviceError`."""
         with self._sense():
-            said = self._ask(self._limits.frame_s, predict=[pixels, *shape])["said"]
-            return Opinion.from_json({**said, "model": model, "t": t})
+            answer = self._ask(self._limits.frame_s, predict=[pixels, *shape])
+            self._answers_by(str(answer["backend"]))
+            return Opinion.from_json({**answer["said"], "model": model, "t": t})
+
+    def _answers_by(self, backend: str) -> None:
+        """Another than before is said, but not how far a build is."""
+        if backend.partition(":")[0] != self.backend.partition(":")[0]:
+            console.say(f"{self._name} answers by {backend}")
+        self.backend = backend
 
     @contextlib.contextmanager
     def _sense(self) -> Iterator[None]:
@@ -142,8 +155,7 @@ class Child:
     def stop(self) -> None:
         """End it and take its pipes back; one that the kernel holds is left behind."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE_S)
+        if _held.ended(self._process, _PATIENCE_S):
             for thread in self._threads:
                 thread.join(_PATIENCE_S)
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr):

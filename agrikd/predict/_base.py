@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agrikd.predict.decode import decode
 from agrikd.types import Image, ModelSpec, Prediction
+
+Doubt = Callable[[Callable[[Image], NDArray[np.float32]]], str]
+"""Asked before an engine answers, with what gives its logits [C] of a photo: why it may not answer, empty if it may."""
 
 
 class Predictor(Protocol):

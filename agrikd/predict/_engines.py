@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from agrikd import files
 
 _KEPT = 12
 """Engines beyond the newest few are deleted: two releases in four precisions are kept, and a third is tried."""
+_PATIENCE_S = 2.0
 _PROC = Path("/proc")
 
 
@@ -75,19 +77,16 @@ class EngineCache:
             head, _, plan = path.read_bytes().partition(b"\n")
             if json.loads(head) != self._record(key, plan):
                 return None
-            os.utime(path)  # what is used is not forgotten
+            self._use(path)
         except (OSError, ValueError):
             return None
         return plan
 
     def keep(self, key: EngineKey, plan: bytes) -> None:
         """Write an engine whole, and forget those that were not used for longest."""
-        files.write_bytes(self.path(key), json.dumps(self._record(key, plan)).encode() + b"\n" + plan)
-        used = {}
-        for path in self.folder.glob("[!.]*.engine"):
-            with contextlib.suppress(OSError):  # another process may have forgotten it just now
-                used[path] = path.stat().st_mtime
-        for old in sorted(used, key=lambda path: -used[path])[_KEPT:]:
+        path = self.path(key)
+        files.write_bytes(path, json.dumps(self._record(key, plan)).encode() + b"\n" + plan)
+        for old in self._use(path)[_KEPT - 1 :]:
             old.unlink(missing_ok=True)
 
     def forget(self, key: EngineKey) -> None:
@@ -99,6 +98,18 @@ class EngineCache:
         with self.path(key).with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _use(self, path: Path) -> list[Path]:
+        """Make an engine the one that was used last, whatever the clock says: it may have gone back. The others, the
+        last used first."""
+        used = {}
+        for other in self.folder.glob("[!.]*.engine"):
+            with contextlib.suppress(OSError):  # another process may have forgotten it just now
+                used[other] = other.stat().st_mtime
+        used.pop(path, None)
+        last = max([time.time(), *(when + 1 for when in used.values())])
+        os.utime(path, (last, last))
+        return sorted(used, key=lambda other: -used[other])
 
     def _record(self, key: EngineKey, plan: bytes) -> dict[str, object]:
         return {"key": json.loads(json.dumps(asdict(key))), "sha256": files.sha256(plan)}
@@ -165,12 +176,14 @@ class Build:
             used = peak_mib(self._child.pid)
             self.peak_mib = max(self.peak_mib, used)
             if self.seconds > self._limits.seconds:
-                self.why = f"the build took longer than {self._limits.seconds:g} s"
+                self.why = f"the build took longer than {self._limits.seconds:.0f} s"
             elif used > self._limits.memory_mib:
                 self.why = f"the build used {used:.0f} MiB, more than {self._limits.memory_mib:g}"
             else:
                 continue
             self._child.kill()
+            if not self.done.wait(_PATIENCE_S):  # the kernel holds it, perhaps for ever
+                self._end(-signal.SIGKILL)
             return
 
     def _end(self, code: int) -> None:

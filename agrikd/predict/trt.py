@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agrikd import console, files
 from agrikd.errors import DeviceError
+from agrikd.predict._base import Doubt
 from agrikd.predict._build import POLICY
 from agrikd.predict._cudart import Cuda, host_array
 from agrikd.predict._engines import Build, EngineCache, EngineKey, Limits
@@ -88,14 +89,21 @@ class Engine:
 
 
 class TrtPredictor:
-    """An .onnx file; `cache`: the folder of its engines. For one thread at a time.
+    """An .onnx file; `cache`: the folder of its engines; `doubt`: asked of each. For one thread at a time.
 
     built: the build of its engine, None where one was there already. key: of the engine on this device, None without
     TensorRT.
     """
 
-    def __init__(self, path: Path, cache: Path | None = None, limits: Limits | None = None, threads: int = 1) -> None:
-        self._path, self._limits = path, limits or Limits()
+    def __init__(
+        self,
+        path: Path,
+        cache: Path | None = None,
+        limits: Limits | None = None,
+        threads: int = 1,
+        doubt: Doubt | None = None,
+    ) -> None:
+        self._path, self._limits, self._doubt = path, limits or Limits(), doubt
         self._artefact = files.sha256(path.read_bytes())
         self._standby = OrtPredictor(path, threads)
         self.spec, self.parameters, self.size_bytes = (
@@ -159,21 +167,30 @@ class TrtPredictor:
             self._trt = importlib.import_module("tensorrt")
             self._cuda = Cuda.open()
             self._key = self._key_of_this_device()
-            plan = self._cache.find(self._key)
-            self._engine = None if plan is None else self._loaded(plan)
+            if (plan := self._cache.find(self._key)) is not None:
+                self._load_again(plan)
             if self._engine is None:
                 self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
         except (ImportError, OSError, DeviceError) as error:
             self._fail(str(error))
 
-    def _loaded(self, plan: bytes) -> Engine | None:
-        """None where the engine does not load: it is then built anew."""
+    def _load_again(self, plan: bytes) -> None:
+        """An engine that was there; one that may not answer is built anew."""
         try:
-            return Engine(self._trt, self._cuda, plan)
+            self._load(plan)
         except DeviceError as error:
             console.say(f"{self._path.name}: {error}; it is built anew")
+
+    def _load(self, plan: bytes) -> None:
+        """Let an engine answer from now on; where it may not, it is forgotten with a `DeviceError`."""
+        try:
+            self._engine = engine = Engine(self._trt, self._cuda, plan)
+            if self._doubt and (why := self._doubt(lambda one: engine(image=as_input(one, self.spec))["logits"][0])):
+                raise DeviceError(why)
+        except DeviceError:
+            self._drop()
             self._cache.forget(self._key)
-            return None
+            raise
 
     def _adopt(self) -> None:
         """Take over from ONNX Runtime when the build has ended well."""
@@ -186,9 +203,8 @@ class TrtPredictor:
             self._fail(build.why or "the engine that was built is not whole")
             return
         try:
-            self._engine = Engine(self._trt, self._cuda, plan)
+            self._load(plan)
         except DeviceError as error:
-            self._cache.forget(self._key)
             self._fail(str(error))
 
     def _fail(self, why: str) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_kit import WEIGHTS, Device, Pack, contents
+from device_kit import QUICK, WEIGHTS, Device, Pack, contents
 from field_kit import Field, film
 from live_kit import number_in, parsed
 
-from agrikd import records
+from agrikd import image, records
 from agrikd.condition import Condition
+from agrikd.device.agent import Agent
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,22 @@ def test_a_live_view_whose_port_is_taken_is_known(device: Device, moving: Path) 
     assert found[0] == "live" and f"port {field.port} of 127.0.0.1: is taken" in found[1]
     (event,) = rows(field, "SELECT key, value FROM events WHERE key = 'live'")
     assert event["value"] == found[1]
+
+
+def test_a_release_of_other_pixels_than_this_agrikd_makes_is_a_trouble(
+    device: Device, packed: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after another agrikd was put beside what serves; no installation looks at it then."""
+    device.start()
+    assert device.run("install", str(packed(1))).returncode == 0
+    device.stop()
+    one = Agent(device.store, QUICK)
+    assert "trouble" not in one.health()
+    monkeypatch.setattr(image, "RESIZE", image.RESIZE + 1)
+    one.trouble = "agent.yaml: no"
+    said = one.health()
+    assert said["trouble"].startswith("agent.yaml: no\nleaf 2026.1 was taught with pixels of resize")
+    assert [wrong.why for wrong in Condition.of({"agent": said}).wrong if wrong.what == "said"] == [said["trouble"]]
 
 
 def child_of(field: Field, module: str) -> int:

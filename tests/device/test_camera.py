@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rtsp_kit
+from fakes.stuck import all_stuck
 from rtsp_kit import Line, Server, until
 
 from agrikd import image
@@ -273,6 +274,19 @@ class TestReader:
         until(lambda: one.health()["restarts"] > 0, 8)
         assert one.health()["state"] == "lost" and one.health()["why"].startswith("the camera's process ")
         monkeypatch.undo()
+        first(one)
+
+    def test_while_the_kernel_holds_two_no_third_is_begun(
+        self, opened: list[Camera], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, begun = look(opened, "demo"), all_stuck(monkeypatch)
+        assert one.next(0, 0.1) is None
+        until(lambda: "restart the board" in one.health()["why"], 8)
+        time.sleep(2 * camera._PAUSE_S)
+        assert len(begun) == 2 and all(str(it.pid) in one.health()["why"] for it in begun)
+        monkeypatch.undo()
+        for it in begun:
+            it.let_go()
         first(one)
 
     def test_it_dies_with_the_agent(self) -> None:

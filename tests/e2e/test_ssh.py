@@ -94,6 +94,21 @@ def test_one_megabyte_at_16_kb_a_second_with_cuts(network: Network, device: Devi
     assert done.seconds > 50 and device.require_whole().startswith("1-")
 
 
+def test_a_chunk_that_takes_a_minute_costs_no_cut(network: Network, device: Device, short: Path, packed: Pack) -> None:
+    """Longer than either side, and ssh itself, bears a silence."""
+    device.start()
+    sshd = Sshd(short, device, network.address, network.inside)
+    ballast = np.random.default_rng(0).integers(0, 256, CHUNK_BYTES).astype(np.uint8).tobytes()
+    try:
+        network.rate(1.2)
+        held = {**contents(), "ballast.bin": ballast}
+        done = flash.flash("field", packed(1, held=held), replace(sshd.options, silence_s=20), lambda *_: None)
+    finally:
+        sshd.stop()
+    assert done.phase == "COMMITTED" and done.cuts == 0, done
+    assert done.seconds > 50 and device.require_whole().startswith("1-")
+
+
 def test_a_stalled_link_is_left_and_made_anew(sshd: Sshd, device: Device, large: Path) -> None:
     proxy = Proxy("127.0.0.1", sshd.port, 400 * 1024, stall=True)
     sshd.through("127.0.0.1", proxy.port)
@@ -102,6 +117,7 @@ def test_a_stalled_link_is_left_and_made_anew(sshd: Sshd, device: Device, large:
     finally:
         proxy.close()
     assert done.phase == "COMMITTED" and done.cuts >= 2, done
+    assert done.seconds < 20 * done.cuts, "what a link carried says how long it may need"
     assert device.require_whole().startswith("1-")
 
 
@@ -115,7 +131,7 @@ def test_the_link_goes_down_midway(network: Network, device: Device, short: Path
         if sent and sent[0] > 0.4 * sent[1] and not half.is_set():
             half.set()
             network("link", "set", network.link, "down")
-            threading.Timer(6.0, network, ("link", "set", network.link, "up")).start()
+            threading.Timer(12.0, network, ("link", "set", network.link, "up")).start()
 
     try:
         done = flash.flash("field", large, replace(sshd.options, silence_s=4), report)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,20 @@ def test_engines_that_are_used_are_kept(tmp_path: Path) -> None:
     assert [cache.find(key) is not None for key in keys] == [True, False, False, *[True] * (KEPT - 1)]
 
 
+def test_after_the_clock_went_back_a_new_engine_and_one_in_use_are_kept(tmp_path: Path) -> None:
+    """As on a board whose clock was wrong: what it keeps is dated months ahead."""
+    cache, ahead = EngineCache(tmp_path), time.time() + 300 * 86400
+    keys = [dataclasses.replace(KEY, artefact=str(number)) for number in range(KEPT)]
+    for number, key in enumerate(keys):
+        cache.keep(key, b"plan")
+        os.utime(cache.path(key), (ahead + number, ahead + number))
+    for number in range(3):
+        new = dataclasses.replace(KEY, artefact=f"new {number}")
+        cache.keep(new, b"plan")
+        assert cache.find(new) == cache.find(keys[1]) == b"plan"
+    assert [cache.find(key) is not None for key in keys] == [False, True, False, False, *[True] * (KEPT - 4)]
+
+
 def test_a_damaged_engine_is_built_anew(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
@@ -180,6 +195,38 @@ def test_whatever_fails_onnx_runtime_answers_and_says_so(
     assert "ONNX Runtime answers on the CPU" in " ".join(capsys.readouterr().err.split())
     assert name == "no runtime" or not list(tmp_path.glob("*.engine")), "nothing half-built is left"
     predictor.close()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_engine_that_is_in_doubt_answers_nothing(
+    there: bool, device: Any, model: Path, photos: list[Image], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a new one nor one that was there, of a build whose worker was killed before it asked."""
+    if there:
+        assert TrtPredictor(model, tmp_path).wait(SECONDS)
+    reference, asked = OrtPredictor(model), list[Any]()
+
+    def doubt(logits: Any) -> str:
+        asked.append([logits(photo) for photo in photos])
+        return "it is odd"
+
+    predictor = TrtPredictor(model, tmp_path, doubt=doubt)
+    assert not predictor.wait(SECONDS) and predictor.backend == "onnxruntime (no engine: it is odd)"
+    same(predictor(photos), reference(photos))
+    np.testing.assert_allclose(asked[-1], [one.logits for one in reference(photos)], atol=1e-5)
+    assert len(asked) == 1 + there and not list(tmp_path.glob("*.engine"))
+    assert ("it is odd; it is built anew" in capsys.readouterr().err) == there
+
+
+def test_a_build_that_the_kernel_holds_has_failed_all_the_same(
+    device: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.fails(hangs=600)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess.Popen, "kill", lambda _: None)
+        build = Build(model, key_of(model), EngineCache(tmp_path), Limits(seconds=0.5))
+        assert build.done.wait(6) and "took longer than" in str(build.why)
+    build.stop()
 
 
 def test_an_engine_that_fails_while_it_runs(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
