@@ -409,6 +409,15 @@ def test_a_random_frame_is_judged_blind(page: AppTest, db: sqlite3.Connection, f
     assert not page.dataframe and any("judge for yourself" in one.value for one in page.text)
 
 
+def test_records_that_cannot_be_read_just_now_are_said(page: AppTest, monkeypatch: Any) -> None:
+    def away(_: site.Field) -> None:
+        raise DeviceError("the records are away")
+
+    monkeypatch.setattr(site.Field, "records", away)
+    press(page, CLASSES[0])
+    assert "the records are away" in page.error[0].value
+
+
 def test_a_viewer_sees_and_changes_nothing(page: AppTest, db: sqlite3.Connection, monkeypatch: Any) -> None:
     monkeypatch.setattr(site, "visitor", lambda: Visitor("Bo"))
     page.run()

@@ -91,8 +91,12 @@ def say(label: Label) -> bool:
 def judge(asked: str, frame: int, name: str) -> None:
     if asked != question():
         return
-    with field.records() as db:
-        waits = review.waits(db, state.review_queue[0])
+    try:
+        with field.records() as db:
+            waits = review.waits(db, state.review_queue[0])
+    except AgriKDError as error:
+        state.review_failed = str(error)
+        return
     if not (waits or opened() or (frame, name) in state.review_keys):
         state.review_meanwhile = True
         ask_next(state.review_queue[1:])
