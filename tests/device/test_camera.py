@@ -219,11 +219,12 @@ class TestFiles:
     def test_a_folder_of_photos_and_others(self, opened: list[Camera], photos: Path) -> None:
         one = look(opened, photos, Options(every_s=0.1))
         frame = first(one)
-        levels = []
+        levels, steps = [], []
         for _ in range(8):
             levels.append(round(frame.image.mean() / 60) - 1)
+            steps.append((levels[-1] - frame.number) % 3)  # a picture that comes before the last was taken replaces it
             frame = first(one, frame.number)
-        assert set(levels) == {0, 1, 2} and (np.diff(levels) % 3 == 1).all()
+        assert set(levels) == {0, 1, 2} and len(set(steps)) == 1
         refused = one.health()["refused"]
         assert set(refused) == {"undecodable", "too large"}
         assert refused["undecodable"]["times"] >= 4 and "3.png" in refused["undecodable"]["last"]
