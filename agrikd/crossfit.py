@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import console, evaluate, image, known
+from agrikd import console, evaluate, image, known, learned
 from agrikd.calibrate import HeldOut
 from agrikd.data.augment import Augment, another_camera, seed_of
 from agrikd.data.manifest import Manifest
@@ -41,6 +41,10 @@ def held_out(run: Run, count: int | None = None) -> HeldOut:
     """
     manifest, seed = open_manifest(run.recipe), run.recipe.seed
     if rows := manifest.indices("val", labelled=True):
+        if familiar := learned.seen(run, manifest, rows):
+            mend = "train it again on this manifest"
+            wrong = f"has learned from {familiar} of the {len(rows)} photos of val: its manifest was split anew since"
+            raise InputError(Problem(str(run.folder), wrong, mend))
         return HeldOut(*_predicted(run.folder, manifest, rows), "val", looks(manifest, seed))
     truth, logits = _out_of_fold(run, manifest, count)
     return HeldOut(logits, truth, "out-of-fold", looks(manifest, seed))
@@ -106,11 +110,13 @@ def _crossfit(run: Run, manifest: Manifest, count: int) -> tuple[NDArray[Any], N
 
 
 def _without(manifest: Manifest, judged: tuple[int, ...]) -> Manifest:
-    """The manifest with the judged rows, and all of their groups and copies, in test, which training never looks at."""
+    """The manifest with the judged rows, and all of their groups and copies, without a label in test, at which training
+    never looks, nor its gate."""
     unit_of = kept_together(manifest.rows)
     out = set(unit_of[list(judged)].tolist())
     rows = (
-        replace(row, split="test") if unit in out else row for row, unit in zip(manifest.rows, unit_of, strict=True)
+        replace(row, split="test", target=None) if unit in out else row
+        for row, unit in zip(manifest.rows, unit_of, strict=True)
     )
     return replace(manifest, rows=tuple(rows))
 

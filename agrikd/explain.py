@@ -17,6 +17,7 @@ from agrikd import image
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import InputError, Problem
+from agrikd.learned import is_as_it_was
 from agrikd.panel import shrunk
 from agrikd.run import Run
 from agrikd.types import Image
@@ -75,12 +76,11 @@ def neighbours(
     net has no pooled features.
     """
     run = Run.open(folder)
-    spec = run.recipe.data
-    whole = manifests.load(spec.manifest, spec.root)
+    whole = manifests.load(run.recipe.data.manifest, run.recipe.data.root)
     there = tuple(row for index, row in enumerate(whole.rows) if whole.file(index).is_file())
     if not there:
         mend = f"put them where the Run's recipe says, under {whole.root}"
-        raise InputError(Problem(str(spec.manifest), "none of its photos is on this machine", mend))
+        raise InputError(Problem(str(run.recipe.data.manifest), "none of its photos is on this machine", mend))
     manifest = Manifest(there, whole.root)
     with _one_at_a_time:
         store = _store(predictor, manifest)
@@ -94,8 +94,7 @@ def neighbours(
         Neighbour(there[row], float(alike[row]), shrunk(manifest.photo(row), _THUMBNAIL))
         for row in _largest(alike, count)
     )
-    changed = run.record().get("data_digest") != whole.digest
-    return Neighbours(tuple(nearest), len(there), len(whole.rows) - len(there), changed)
+    return Neighbours(tuple(nearest), len(there), len(whole.rows) - len(there), not is_as_it_was(run, whole))
 
 
 def _store(predictor: TorchPredictor, manifest: Manifest) -> FeatureStore:

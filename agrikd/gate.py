@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agrikd import console, files, intervals, metrics
+from agrikd import console, files, intervals, learned, metrics
 from agrikd.data.loader import Loader
+from agrikd.data.manifest import Manifest
 from agrikd.errors import GateError, listed
 from agrikd.nets._base import Origin
 from agrikd.nets.from_timm import TimmNet
@@ -61,12 +62,13 @@ class Evidence:
 def check(net: TimmNet, loader: Loader, task: Task, held_out: Run | None, alone: Run | None) -> list[Check]:
     """Hold a teacher of `task` against the photos of `loader`.
 
-    held_out: the teacher's Run, whose held-out predictions count where there is no val split. alone: a Run of
-    the student trained without a teacher, which the teacher must beat.
+    held_out: the teacher's Run, whose held-out predictions count where there is no val split, if they are of these
+    photos. alone: a Run of the student trained without a teacher, which the teacher must beat.
     """
     net.eval()
     classes = task.classes
     checks = [_classes(net.origin, classes), _normalisation(net), _head(net.origin), _frozen(net)]
+    checks.append(_stranger(loader.manifest, held_out))
     if checks[0].answer == "refused" and len(net.origin.classes or ()) != len(classes):
         said = "the classes differ in number, so its answers mean nothing here"
         return [*checks, Check("above chance", "not checked", said), Check("beats the student", "not checked", said)]
@@ -148,12 +150,24 @@ def _frozen(net: TimmNet) -> Check:
     return Check("eval mode, no gradient", "ok", "frozen")
 
 
+def _stranger(manifest: Manifest, teacher: Run | None) -> Check:
+    """What the teacher knows by heart it tells the student, which is then judged by it."""
+    name = "has not seen what judges"
+    rows = [*manifest.indices("val", labelled=True), *manifest.indices("test", labelled=True)]
+    count = teacher and learned.seen(teacher, manifest, rows)
+    if count is None:
+        return Check(name, "not checked", "the teacher's weights do not say of which photos they are")
+    if count:
+        return Check(name, "refused", f"it has learned from {count} of the {len(rows)} photos of val and test")
+    return Check(name, "ok", f"it has learned from none of the {len(rows)} photos of val and test")
+
+
 def _evidence(net: TimmNet, loader: Loader, task: Task, held_out: Run | None) -> list[Evidence]:
-    """The best evidence first: val rows, else the Run's own held-out predictions; then the labelled train rows."""
+    """The best evidence first: val rows, else what the Run said of these photos held out; then the labelled rows."""
     found = []
     if rows := loader.manifest.indices("val", labelled=True):
         found.append(_live(net, loader, task, rows, "val rows"))
-    elif held_out and (stored := _held_out_evidence(held_out, task)):
+    elif held_out and learned.is_of(held_out, loader.manifest) and (stored := _held_out_evidence(held_out, task)):
         found.append(stored)
     if not found or found[0].rows.endswith("held-out rows"):
         rows = loader.manifest.indices("train", labelled=True)
@@ -205,9 +219,8 @@ def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | N
     name = "beats the student"
     if alone is None:
         return Check(name, "not checked", "no student trained alone was given: --student-alone RUN")
-    own = tuple(alone.record().get("classes", ()))
-    if own != task.classes:
-        return Check(name, "not checked", f"the student alone knows {listed(own)}, not the same classes or bins")
+    if why := _incomparable(alone, loader, task):
+        return Check(name, "not checked", why)
     if rows := loader.manifest.indices("val", labelled=True):
         net = open_net(NetSpec(run=alone.folder), task.classes).eval()
         student: Evidence | None = _live(net, loader, task, rows, "val rows")
@@ -218,7 +231,7 @@ def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | N
         mend = f"agrikd calibrate {alone.folder} makes them, or agrikd data split a val split"
         return Check(name, "not checked", f"{wrong}: {mend}")
     if teacher.rows.endswith("may have been taught"):
-        wrong = "there is no val split, and the teacher is no Run with held-out predictions"
+        wrong = "there is no val split, and the teacher is no Run with held-out predictions of these photos"
         return Check(name, "not checked", f"{wrong}: agrikd teach makes them")
     off = "off by " if task.scale else ""
     told = f"student alone {off}{_said(student, task)} on {student.rows}"
@@ -226,6 +239,15 @@ def _beats_student(teacher: Evidence, loader: Loader, task: Task, alone: Run | N
     if teacher.mistake < student.mistake:
         return Check(name, "ok", said)
     return Check(name, "refused", f"{said}: a teacher no better than the student makes it worse")
+
+
+def _incomparable(alone: Run, loader: Loader, task: Task) -> str | None:
+    own = tuple(alone.record().get("classes", ()))
+    if own != task.classes:
+        return f"the student alone knows {listed(own)}, not the same classes or bins"
+    if not learned.is_of(alone, loader.manifest):
+        return "the student alone learned from other photos, or from fewer labels"
+    return None
 
 
 def _listed(values: Sequence[object]) -> str:

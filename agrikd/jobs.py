@@ -18,9 +18,10 @@ from agrikd.data import manifest as manifests
 from agrikd.data.augment import Augment
 from agrikd.data.loader import Loader, PixelCache, Sampler
 from agrikd.data.manifest import Manifest
-from agrikd.data.splits import folds, kept_together, strata, subset
+from agrikd.data.splits import folds, kept_together, strata
 from agrikd.distill._base import TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, listed
+from agrikd.learned import labelled_as
 from agrikd.nets import from_timm
 from agrikd.nets._base import Net
 from agrikd.nets.ensemble import open_teacher
@@ -83,8 +84,7 @@ def open_manifest(recipe: Recipe) -> Manifest:
     """The recipe's rows, with the labels beyond `labels_per_class`, or `labels`, hidden."""
     manifest = manifests.read(recipe.data.manifest, recipe.data.root)
     manifests.require_files(manifest, str(recipe.data.manifest))
-    data, by_class = recipe.data, recipe.task.scale is None
-    return subset(manifest, data.labels_per_class or data.labels, data.subset_seed, by_class=by_class)
+    return labelled_as(recipe, manifest)
 
 
 def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agrikd import files, jobs
+from agrikd import files, jobs, learned
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
@@ -66,8 +66,9 @@ def judge(
 ) -> Judged:
     """Evaluate Run folders and .onnx files on `split` of a manifest (by default the first Run's).
 
-    A teacher is judged too, the first of them where it was not named among the models. Each reading of the test split
-    is counted in the Runs: a test set that is read again and again chooses models.
+    A teacher is judged too, the first of them where it was not named among the models. A Run keeps the report on a
+    split of its own, and counts how often its test split was read: one that is read again and again chooses models.
+    Raises `InputError` where one of them has learned from photos of val or test.
     """
     if twice := [path for number, path in enumerate(models) if path in models[:number]]:
         raise InputError(Problem(str(twice[0]), "is given twice", "name each model once"))
@@ -77,18 +78,20 @@ def judge(
     if out is None and not manifest_of:
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
     manifest = _manifest(manifest_of, data)
+    runs = [Run.open(path) for path in paths if path.is_dir()]
+    _require_strangers(runs, manifest, split)
     if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors.values()}) > 1:
         mend = "judge them apart"
         raise InputError(Problem("models", "answer with different scales, or some with a class", mend))
     numbers = next(iter(predictors.values())).spec.scale is not None
     told = _label(teacher, paths) if teacher else None
     made: dict[str, Any] = (evaluate_all_numbers if numbers else evaluate_all)(predictors, manifest, split, told)
-    reports, runs = tuple(made.items()), [Run.open(path) for path in paths if path.is_dir()]
-    for path, (_, report) in zip(paths, reports, strict=True):
-        if path.is_dir():
-            files.write_json(path / f"report_{split}.json", report.to_json())
-    if split == "test":
-        note = " ".join([note, *(_count_reading(run) for run in runs)]).strip()
+    reports, owners = tuple(made.items()), [run for run in runs if _is_own(run, manifest, split)]
+    said = {path: report for path, (_, report) in zip(paths, reports, strict=True)}
+    for run in owners:
+        files.write_json(run.folder / f"report_{split}.json", said[run.folder].to_json())
+    notes = [_count_reading(run) for run in owners] if split == "test" else []
+    note = " ".join([note, *notes, *(_foreign(run, split) for run in runs if run not in owners)]).strip()
     path = out or runs[-1].folder / "report.html"
     _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
     return Judged(f"{split}: {reports[0][1].rows} photos", reports, path, note, told)
@@ -136,6 +139,37 @@ def _manifest(runs: list[Run], data: Path | None) -> Manifest:
     if not runs:
         raise InputError(Problem("--data", "an .onnx file does not know its photos", "name a manifest with --data"))
     return jobs.open_manifest(runs[0].recipe)
+
+
+def _require_strangers(runs: Sequence[Run], manifest: Manifest, split: str) -> None:
+    """Whoever has learned from a photo knows its label."""
+    rows = manifest.indices(split, labelled=True) if split != "train" else ()
+    counts = {run.folder: count for run in runs if (count := learned.seen(run, manifest, rows))}
+    mend = "train it again on this manifest, or judge it on photos that it has never seen"
+    wrong = [
+        Problem(str(folder), f"has learned from {count} of the {len(rows)} photos of {split}", mend)
+        for folder, count in counts.items()
+    ]
+    if wrong:
+        raise InputError(wrong)
+
+
+def _is_own(run: Run, manifest: Manifest, split: str) -> bool:
+    """Whether the Run's own manifest has the same photos in this split, under the same labels."""
+    try:
+        own = learned.own_manifest(run)
+    except InputError:
+        return False
+    return _split(own, split) == _split(manifest, split)
+
+
+def _split(manifest: Manifest, split: str) -> set[tuple[str, str | None]]:
+    rows = manifest.indices(split, labelled=True)
+    return {(manifest.rows[row].sha256 or str(manifest.file(row)), manifest.rows[row].target) for row in rows}
+
+
+def _foreign(run: Run, split: str) -> str:
+    return f"{run.folder.name}: these are other photos than the {split} split of its own data; it keeps no report."
 
 
 def _label(path: Path, models: Sequence[Path]) -> str:

@@ -5,6 +5,7 @@ run.json          versions, seeds, digests      checkpoint.pt        where train
 metrics.jsonl     a line every so many steps    embeddings.npz       training embeddings and thumbnails
 gate.json         what was said of the teacher  calibration.json     temperature, thresholds
 report.json/html  the judgement                 held_out.npz         held-out predictions
+learned.txt       marks of the photos that it has seen in training, or its teachers have
 """
 
 from __future__ import annotations
@@ -144,6 +145,14 @@ class Run:
 
     def write_calibration(self, calibration: Calibration) -> None:
         files.write_json(self.folder / "calibration.json", asdict(calibration))
+
+    def learned(self) -> frozenset[str] | None:
+        """See `agrikd.learned`; None where the Run does not say."""
+        path = self.folder / "learned.txt"
+        return frozenset(files.read_text(path).split()) if path.exists() else None
+
+    def write_learned(self, marks: frozenset[str]) -> None:
+        files.write_text(self.folder / "learned.txt", "".join(f"{mark}\n" for mark in sorted(marks)))
 
     def held_out(self) -> tuple[NDArray[Any], NDArray[np.float32]] | None:
         """(truth [N], logits [N, C]) on rows the net has never learned from, where they are stored."""

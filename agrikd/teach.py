@@ -26,6 +26,7 @@ from agrikd.data.manifest import Manifest
 from agrikd.distill.none import StudentAlone
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import open_loader, open_manifest, stratum_folds
+from agrikd.learned import marks
 from agrikd.nets.cached import FeatureStore
 from agrikd.nets.from_timm import TimmNet
 from agrikd.nets.sources import open_net, save_net
@@ -124,6 +125,7 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     record = {"seed": own.seed, "data_digest": manifest.digest, "classes": list(task.classes)}
     loader.cache.fill()
     run = Run.start(out, own, record, resume=not (out / "weights.safetensors").exists())
+    run.write_learned(marks(manifest, manifest.indices("train", labelled=True)))
     lesson = _Lesson(own, task, loader, _parts(own, task, manifest))
     taught, verdicts = _stages(lesson, net)
     temperature = 1.0 if task.scale else metrics.fit_temperature(taught.logits, lesson.place)

@@ -30,6 +30,7 @@ from agrikd.data.manifest import Manifest
 from agrikd.distill._base import PARTS, TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
+from agrikd.learned import learned_from
 from agrikd.nets._base import Net
 from agrikd.nets.average import Average
 from agrikd.nets.cached import keeps_embedding, replay
@@ -88,6 +89,7 @@ def _start(job: Job, out: Path, resume: bool) -> Run:
             run = Run.start(out, recipe, record, resume=resume)
             if not run.done:
                 _gate(job, run)
+                run.write_learned(learned_from(recipe, job.manifest))
     ranks.require_same({"Run folder": [run.done, run.checkpoint.exists()]})
     return run
 

@@ -39,6 +39,7 @@ FLOORS: dict[str, float] = {
     "calibrate": 7,
     "distill": 7,
     "export": 7,
+    "learned": 5,
     "gate": 7,
     "report": 7,
     "pack": 8,

@@ -115,7 +115,7 @@ def test_a_run_interrupted_inside_a_step_resumes_to_the_same_weights(
 def test_a_finished_run_holds_what_later_stages_read(tiny: Tiny, tmp_path: Path) -> None:
     run = train.fit(parse(tiny(), "test"), tmp_path / "run")
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"recipe.yaml", "run.json", "metrics.jsonl", "weights.safetensors", "embeddings.npz"}
+    assert names == {"recipe.yaml", "run.json", "metrics.jsonl", "learned.txt", "weights.safetensors", "embeddings.npz"}
     record = run.record()
     assert record["classes"] == ["blight", "healthy", "rust"]
     assert record["versions"]["torch"] and record["recipe_digest"] == run.recipe.digest and record["data_digest"]
