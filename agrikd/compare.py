@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from agrikd import console, distill, evaluate, files, grid, image, metrics
 from agrikd.data import manifest as manifests
 from agrikd.data.loader import PixelCache
+from agrikd.device.tether import die_with_parent
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.grid import Cell, Plan
 from agrikd.jobs import open_loader, open_manifest, prepare
@@ -72,7 +73,7 @@ def compare(
     for recipe in recipes:
         _claim(recipe, out)
     taught, cells = grid.teachers(recipes, plan, out), grid.students(recipes, plan, out)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
         _in_parallel(pool, "photos", _decode, [(recipe,) for recipe in recipes])
         parts = [(recipe, part, processes) for recipe in recipes if _one_backbone(recipe) for part in range(processes)]
         _in_parallel(pool, "teachers' features", _features, parts)
@@ -283,7 +284,12 @@ def _refusal(folder: Path) -> str:
     return "; ".join(check["why"] for checks in found["teachers"] for check in checks if check["answer"] == "refused")
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """In a worker: one thread, and an end where the study that waits for it has ended."""
+    die_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it ended while Python imported
+        sys.exit(1)
     torch.set_num_threads(1)
     image.opencv().setNumThreads(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -1,4 +1,5 @@
-"""Which photos a net has learned from, by itself or through its teachers: they may not judge it."""
+"""What a net comes from: the weights it starts with, and the photos that it has learned from, by itself or through its
+teachers. They may not judge it."""
 
 from __future__ import annotations
 
@@ -43,7 +44,13 @@ def marks(manifest: Manifest, rows: Iterable[int]) -> frozenset[str]:
 def learned_from(recipe: Recipe, manifest: Manifest) -> frozenset[str]:
     """The marks of what training a recipe shows its student, and of what the Runs that it starts from have seen."""
     rows = manifest.indices("train", labelled=None if recipe.data.unlabelled_share else True)
-    return marks(manifest, rows).union(*(Run.open(folder).learned() or () for folder in _runs(recipe)))
+    return marks(manifest, rows).union(*(Run.open(net.run).learned() or () for net in _nets(recipe) if net.run))
+
+
+def weights_of(recipe: Recipe) -> list[str | None]:
+    """The sha256 of the file that each net starts from, the student's first; None where it is no file of the user's."""
+    files_of = (net.run / "weights.safetensors" if net.run else _file(net.weights) for net in _nets(recipe))
+    return [files.sha256_of(path) if path else None for path in files_of]
 
 
 def seen(run: Run, manifest: Manifest, rows: Iterable[int]) -> int | None:
@@ -60,8 +67,11 @@ def is_of(run: Run, manifest: Manifest) -> bool:
     return marks(manifest, manifest.indices("train", labelled=True)) <= known
 
 
-def _runs(recipe: Recipe) -> Iterator[Path]:
-    specs: tuple[NetSpec, ...] = (recipe.student, *recipe.teachers)
-    for net in (member for spec in specs for member in (spec.ensemble or (spec,))):
-        if net.run:
-            yield net.run
+def _nets(recipe: Recipe) -> Iterator[NetSpec]:
+    """The student, then each teacher, an ensemble's members one by one."""
+    for net in (recipe.student, *recipe.teachers):
+        yield from net.ensemble or (net,)
+
+
+def _file(weights: str) -> Path | None:
+    return None if weights in ("none", "hub", "package") else Path(weights)

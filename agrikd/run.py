@@ -10,9 +10,12 @@ learned.txt       marks of the photos that it has seen in training, or its teach
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,7 +78,8 @@ class Run:
     def start(cls, folder: Path, recipe: Recipe, record: dict[str, Any], *, resume: bool) -> Run:
         """A new Run folder, or one to go on with. A Run that the gate refused has nothing to lose and is begun anew.
 
-        Raises `InputError` where the folder holds a Run and `resume` is False, or a Run of another recipe or data.
+        Raises `InputError` where the folder holds a Run and `resume` is False, or a Run of another recipe, data or
+        teacher.
         """
         if (folder / "recipe.yaml").exists() and not (run := cls._read(folder)).refused:
             if not resume:
@@ -87,11 +91,35 @@ class Run:
             if run.record().get("data_digest") != record.get("data_digest"):
                 mend = "put the manifest back as it was, or choose another --out"
                 raise InputError(Problem(str(folder), "holds a Run of other photos or labels", mend))
+            if run.record().get("weights", record.get("weights")) != record.get("weights"):
+                mend = "put the weights back as they were, or choose another --out"
+                raise InputError(Problem(str(folder), "holds a Run that began with other weights or teachers", mend))
             return run
         run = cls(folder, recipe)
+        (folder / "gate.json").unlink(missing_ok=True)
         files.write_json(folder / "run.json", {**record, "recipe_digest": recipe.digest, **environment()})
         files.write_text(folder / "recipe.yaml", recipe.to_yaml())
         return run
+
+    @staticmethod
+    @contextmanager
+    def held(folder: Path) -> Iterator[None]:
+        """One process at a time trains into a Run folder; raises `InputError` while another does."""
+        with files.storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            mend = "let it finish, or choose another --out"
+            raise InputError(Problem(str(folder), "another process trains into it", mend)) from None
+        except OSError:
+            pass  # a network's disk may know no locks of folders
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     @classmethod
     def _read(cls, folder: Path) -> Run:

@@ -119,6 +119,11 @@ def teach(recipe: Recipe, out: Path, manifest: Manifest | None = None) -> Run:
     own = recipe.model_copy(update=named)
     manifest = manifest or open_manifest(recipe)
     torch.manual_seed(recipe.seed)
+    with Run.held(out):
+        return _teach(own, manifest, out)
+
+
+def _teach(own: Recipe, manifest: Manifest, out: Path) -> Run:
     task = open_task(own.task, manifest)
     net = open_net(own.student, task.classes)
     loader = open_loader(own, manifest, [net])

@@ -14,6 +14,7 @@ import io
 import math
 import pickle
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from agrikd.data.manifest import Manifest
 from agrikd.distill._base import PARTS, TWO_CLASSES, Distiller
 from agrikd.errors import InputError, Problem, TrainingError
 from agrikd.jobs import Job, prepare
-from agrikd.learned import learned_from
+from agrikd.learned import learned_from, weights_of
 from agrikd.nets._base import Net
 from agrikd.nets.average import Average
 from agrikd.nets.cached import keeps_embedding, replay
@@ -59,9 +60,10 @@ def fit(
     with ranks.joined():
         job = prepare(recipe, manifest)
         ranks.require_same({"recipe": recipe.digest, "photos and labels": job.manifest.digest})
-        run = _start(job, out, resume)
-        if not run.done:
-            _fit(job, run, check_cache)
+        with Run.held(out) if ranks.leads() else nullcontext():
+            run = _start(job, out, resume)
+            if not run.done:
+                _fit(job, run, check_cache)
     return run
 
 
@@ -82,7 +84,12 @@ def _require_equal_parts(recipe: Recipe) -> None:
 
 def _start(job: Job, out: Path, resume: bool) -> Run:
     recipe, run = job.recipe, Run(out, job.recipe)
-    record = {"seed": recipe.seed, "data_digest": job.manifest.digest, "classes": list(job.distiller.task.classes)}
+    record = {
+        "seed": recipe.seed,
+        "data_digest": job.manifest.digest,
+        "classes": list(job.distiller.task.classes),
+        "weights": weights_of(recipe),
+    }
     with ranks.first():
         job.loader.cache.fill()
         if ranks.leads():

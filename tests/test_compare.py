@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from rich.console import Console
+from serve_kit import until
 
 from agrikd import console
 from agrikd.data import manifest as manifests
@@ -225,3 +228,27 @@ def test_wider_labels_stay_within_what_a_recipe_may_say(recipe: Recipe, tmp_path
     cells = students([recipe.model_copy(update={"task": task})], Plan(seeds=1), tmp_path)
     (wider,) = [cell.recipe for cell in cells if cell.arm == WIDER]
     assert Recipe.model_validate(wider.model_dump()).task.sigma == 16
+
+
+def test_no_worker_outlives_a_study_that_was_killed(tmp_path: Path) -> None:
+    """It would train on, beside the study that is begun again, into the same folders."""
+    (tmp_path / "work.py").write_text(
+        "import os, time\n"
+        "def work(path):\n"
+        "    path.with_suffix('.tmp').write_text(str(os.getpid()))\n"
+        "    path.with_suffix('.tmp').rename(path)\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "study.py").write_text(
+        "import multiprocessing, pathlib, work\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from agrikd.compare import _begin\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _begin) as pool:\n"
+        f"        pool.submit(work.work, pathlib.Path({str(tmp_path / 'pid')!r})).result()\n"
+    )
+    with subprocess.Popen([sys.executable, tmp_path / "study.py"]) as study:
+        until((tmp_path / "pid").exists, 120)
+        study.kill()
+    worker = Path("/proc", (tmp_path / "pid").read_text())
+    until(lambda: not worker.exists() or "\nState:\tZ" in (worker / "status").read_text(), 20)

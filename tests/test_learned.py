@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from agrikd import card, crossfit, files, gate, jobs, judge, learned, train
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import GateError, InputError
-from agrikd.nets.sources import open_net
+from agrikd.nets.sources import open_net, read_weights
 from agrikd.recipe import NetSpec, parse
 from agrikd.run import Run
 from agrikd.tasks.classification import Classification
@@ -137,3 +138,42 @@ def test_hidden_labels_are_no_change_of_the_data(tiny: Tiny, own: Path, tmp_path
     assert files.read_json(made.folder / "run.json")["data_digest"] != whole.digest
     fewest = replace(whole, rows=tuple(row for row in whole.rows if row.target != "rust"))
     assert not learned.is_as_it_was(made, fewest)
+
+
+def test_a_run_does_not_go_on_under_another_teacher(
+    taught: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a teacher that was taught anew is the same."""
+    shutil.copytree(taught, tmp_path / "teacher")
+    raw = tiny(teachers=[{"run": str(tmp_path / "teacher")}], method={"name": "kd"})
+    recipe, out = parse(raw, "test"), tmp_path / "student"
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_finish", lambda *_: None)
+        train.fit(recipe, out)
+    student, teacher = Run(out, recipe).record()["weights"]
+    assert student is None and teacher == files.sha256_of(taught / "weights.safetensors")
+    weights, said = read_weights(tmp_path / "teacher" / "weights.safetensors")
+    changed = {name: value * 1.5 if name.startswith("classifier") else value for name, value in weights.items()}
+    save_file(changed, tmp_path / "teacher" / "weights.safetensors", {"agrikd": json.dumps(said)})
+    with pytest.raises(InputError, match="began with other weights or teachers"):
+        train.fit(recipe, out, resume=True)
+    shutil.copy(taught / "weights.safetensors", tmp_path / "teacher")
+    assert train.fit(recipe, out, resume=True).done
+
+
+def test_two_processes_do_not_train_one_run(run: Run) -> None:
+    with Run.held(run.folder), pytest.raises(InputError, match="another process trains into it"):
+        train.fit(run.recipe, run.folder, resume=True)
+    assert train.fit(run.recipe, run.folder, resume=True).done
+
+
+def test_a_refused_run_that_is_begun_anew_keeps_nothing_of_the_refusal(
+    taught: Path, tiny: Tiny, own: Path, tmp_path: Path
+) -> None:
+    manifests.write(turned(manifests.read(own)), own)
+    raw = tiny(data={"manifest": str(own)}, teachers=[{"run": str(taught)}], method={"name": "kd"})
+    recipe = parse(raw, "test")
+    with pytest.raises(GateError):
+        train.fit(recipe, tmp_path / "student")
+    made = train.fit(recipe.without_teacher(), tmp_path / "student")
+    assert made.done and not (made.folder / "gate.json").exists()
