@@ -187,11 +187,12 @@ class Hub:
 
     # Where it stands
 
-    def state(self, source: Source) -> dict[str, Any]:
-        """beyond: by table, the last id that is here. wanted: [id, bytes held] of the next pictures to send."""
+    def state(self, source: Source, after: int = 0) -> dict[str, Any]:
+        """beyond: by table, the last id that is here. wanted: [id, bytes held] of the next pictures to send, whose ids
+        are beyond `after`: the device has not those before it."""
         with self._reading(source) as (db, number):
             waits = sa.select(_PICTURES.c.id).where(_PICTURES.c.origin == number, _PICTURES.c.held == AWAITED)
-            found = db.execute(waits.order_by(_PICTURES.c.id).limit(_WANTED)).scalars()
+            found = db.execute(waits.where(_PICTURES.c.id > after).order_by(_PICTURES.c.id).limit(_WANTED)).scalars()
             wanted = [[int(one), _size(self._part(number, int(one)))] for one in found]
             return {"beyond": self._cursors(db, number), "wanted": wanted}
 

@@ -203,9 +203,9 @@ def _keeping(hub: Hub, bodies: asyncio.Semaphore) -> APIRouter:
     routes = APIRouter(prefix="/hub/{device}/{series}", tags=["hub, for devices"])
 
     @routes.get("")
-    def state(device: str, series: str) -> dict[str, Any]:
-        """How far the hub is with a source."""
-        return hub.state(Source(device, series))
+    def state(device: str, series: str, after: int = 0) -> dict[str, Any]:
+        """How far the hub is with a source, and which pictures beyond an id it waits for."""
+        return hub.state(Source(device, series), _id(after))
 
     @routes.post("/heartbeat")
     async def heartbeat(device: str, series: str, request: Request) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _reading(hub: Hub) -> APIRouter:
     @routes.get("/{device}/{series}/frames")
     def frames(device: str, series: str, before: int = _NEWEST, count: int = 50) -> list[dict[str, Any]]:
         """Newest first, with what was said of them; the next page is before the last one's id."""
-        return hub.frames(Source(device, series), min(before, _NEWEST), max(0, count))
+        return hub.frames(Source(device, series), max(0, min(before, _NEWEST)), max(0, count))
 
     @routes.get("/{device}/{series}/frames/{frame}/picture")
     def picture(device: str, series: str, frame: int) -> FileResponse:

@@ -24,9 +24,10 @@ from agrikd.errors import AgriKDError, DeviceError, InputError
 
 NO_SERIES = "0" * 32
 """Of heartbeats from a device whose records cannot be read."""
+_PIECE = "a piece of a picture"
 _IDLE_S, _AGENT_S = 1.0, 5.0
 _QUICK_S, _SLOW_S = 0.5, 2.0
-_REFUSED = (413, 422)
+_REFUSED, _FULL = (413, 422), 507
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Sync:
             try:
                 sent = self.round()
                 patience.worked()
-                self._say("; ".join(self._refused.values()))
+                self._say(self._lacks())
                 time.sleep(0 if sent else _IDLE_S)
             except (AgriKDError, OSError, sqlite3.Error) as error:
                 self._say(str(error))
@@ -112,6 +113,11 @@ class Sync:
             sent |= self._send_rows(table)
         return self._send_piece() or sent
 
+    def _lacks(self) -> str:
+        """What does not get there though the link is good, in words."""
+        lost = [f"{len(self._absent)} pictures that the hub waits for are not on the disk"] if self._absent else []
+        return "; ".join([*self._refused.values(), *lost])
+
     def _say(self, trouble: str) -> None:
         if trouble != self._trouble:
             console.say(f"sync: {trouble or 'goes on'}")
@@ -132,6 +138,7 @@ class Sync:
         if self._db:
             self._db.close()
         self._db, self._beyond, self._series = None, None, NO_SERIES
+        self._absent.clear()
 
     def _jpeg(self, picture: int) -> bytes | None:
         """A kept picture, whole; None where it is gone. Raises `FileNotFoundError` where the records have it still: its
@@ -159,8 +166,8 @@ class Sync:
         if self._beyond is not None and time.monotonic() < self._beat_at:
             return
         self._beat_at = time.monotonic() + self._options.heartbeat_s
-        self._absent.clear()
-        trouble = "; ".join(self._refused.values()) or self._trouble or None
+        self._look_for_absent()
+        trouble = self._lacks() or self._trouble or None
         said = {**vitals.read(self._folder), "agent": self._health(), "sync": trouble}
         self._refused.clear()
         self._follow(self._call("POST", "/heartbeat", {"period_s": self._options.heartbeat_s, "vitals": said}))
@@ -170,7 +177,14 @@ class Sync:
             return self._agent.ask(health=True) if self._agent else None
         return None
 
-    def _follow(self, answer: Answer) -> None:
+    def _look_for_absent(self) -> None:
+        """When one of them is back, all are asked for again."""
+        if self._db and self._absent:
+            rows = self._db.execute("SELECT id, file FROM pictures")
+            if any(row["id"] in self._absent and (self._folder / str(row["file"])).exists() for row in rows):
+                self._absent.clear()
+
+    def _follow(self, answer: Answer, after: int = 0) -> None:
         said = _good(answer)
         try:
             self._beyond = {table: int(said["beyond"][table]) for table in records.TABLES}
@@ -178,7 +192,7 @@ class Sync:
         except (KeyError, TypeError, ValueError) as error:
             raise AwayError(f"the hub does not say how far it is ({error!r})") from None
         self._wanted = deque(one for one in self._held if one not in self._absent)
-        self._more = bool(self._wanted)
+        self._more = any(one > after for one in self._held)
 
     def _send_rows(self, table: str) -> bool:
         assert self._db is not None and self._beyond is not None
@@ -197,12 +211,16 @@ class Sync:
         self._more |= table == "pictures"
         return True
 
-    def _send_piece(self) -> bool:
+    def _next_picture(self) -> int | None:
         if self._more and not self._wanted:
-            self._follow(self._call("GET", ""))
-        if not self._wanted:
+            after = max(self._absent, default=0)
+            self._follow(self._call("GET", f"?after={after}" if after else ""), after)
+        return self._wanted[0] if self._wanted else None
+
+    def _send_piece(self) -> bool:
+        picture = None if _PIECE in self._refused else self._next_picture()
+        if picture is None:
             return False
-        picture = self._wanted[0]
         try:
             data = self._jpeg(picture)
         except FileNotFoundError:
@@ -219,6 +237,10 @@ class Sync:
             return True
         at = self._held[picture]
         answer = self._timed(self._bytes, "PUT", f"/pictures/{picture}?at={at}", data[at : at + self._bytes.size])
+        if answer.status in (*_REFUSED, _FULL):  # as above; rows go on
+            self._refused[_PIECE] = f"picture {picture}: {answer.away()}"
+            self._wanted.clear()
+            return False
         self._held[picture] = _at(answer)
         if answer.status == 200 and self._held[picture] >= len(data):
             self._wanted.popleft()

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -285,6 +286,29 @@ def test_a_picture_that_made_room_is_passed_over(hub: Hub, url: str, folder: Pat
     assert [one["picture"]["held"] for one in hub.frames(source, 10**15, 10)] == ["whole", "gone", "gone", "whole"]
 
 
+def test_however_many_pictures_are_lost_the_others_arrive(hub: Hub, url: str, folder: Path, make: Make) -> None:
+    with recording(folder) as recorder:
+        for number in range(50):
+            record(recorder, number + 1, picture(number))
+    rows = rows_here(folder)["pictures"]
+    (folder / "elsewhere").mkdir()
+    for row in rows[:40]:
+        (folder / row["file"]).rename(folder / "elsewhere" / Path(row["file"]).name)
+    sync = make(url)
+    drained(sync)
+    assert behind_pictures(folder, hub, rows[40:]) == ""
+    assert len(hub.state(source_of(folder))["wanted"]) == 16, "nobody said that they were gone"
+    sync._beat_at = 0.0
+    drained(sync)
+    said = hub.beats(source_of(folder), 1)[0]["vitals"]["sync"]
+    assert said == "40 pictures that the hub waits for are not on the disk"
+    for row in rows[:40]:
+        (folder / "elsewhere" / Path(row["file"]).name).rename(folder / row["file"])
+    sync._beat_at = 0.0
+    drained(sync)
+    assert behind(folder, hub) == "" and not sync._lacks()
+
+
 def test_records_that_begin_anew_are_another_source(hub: Hub, url: str, folder: Path, make: Make) -> None:
     """A damaged database is set aside under a running sync, with its pictures."""
     sync = make(url)
@@ -376,16 +400,20 @@ def test_a_device_whose_records_cannot_be_read_still_says_so(hub: Hub, url: str,
 
 
 def test_a_hub_whose_disk_is_full(hub: Hub, url: str, folder: Path, make: Make) -> None:
+    """Pictures wait for the next heartbeat, and say why; rows do not."""
     hub._free_bytes = 10**18
     with recording(folder) as recorder:
-        record(recorder, 1, picture(1))
-    sync = make(url)
-    with pytest.raises(AwayError, match=r"the server says 507: .*the disk is full"):
-        while sync.round():
-            pass
+        for number in range(40):
+            record(recorder, number + 1, picture(number))
+    sync = make(url, heartbeat_s=60.0)
+    sync._rows["frames"].size = sync._rows["frames"]._most = 1
+    assert drained(sync) == 0
+    assert rows_there(hub, source_of(folder))["frames"] == rows_here(folder)["frames"]
+    assert re.search("picture 1: the server says 507: .*the disk is full", sync._lacks())
     hub._free_bytes = 0
+    sync._beat_at = 0.0
     drained(sync)
-    assert behind(folder, hub) == ""
+    assert behind(folder, hub) == "" and not sync._lacks()
 
 
 @pytest.mark.parametrize(
