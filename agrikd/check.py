@@ -72,7 +72,9 @@ class Kind:
 _LEAK = "What was learned by heart counts as understood: the test figure is too good."
 _SPLIT = "agrikd data split MANIFEST --keep-together check.json, or leave one out with --fix"
 KINDS = {
-    "broken": Kind("Broken files", True, "Training would stop at them.", "copy them again, or --fix"),
+    "broken": Kind(
+        "Broken files", True, "Training would stop at them.", "copy them again, shrink what is too large, or --fix"
+    ),
     "changed": Kind(
         "Photos that changed", True, "The manifest was made of another file.", "make the manifest again: agrikd init"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agrikd import check, files, image, mend, pages
@@ -73,7 +73,11 @@ def run(path: Path, root: Path | None, out: Path | None, fixed: Path | None, loo
     write_page(page, checkup, str(path), data.name)
     if fixed is None:
         return Written(checkup, page, data)
-    manifest, said = mend.fix(checkup)
+    try:
+        manifest, said = mend.fix(checkup)
+    except InputError as error:
+        seen = f"what was found: {page}"
+        raise InputError(replace(one, mend=f"{one.mend}; {seen}") for one in error.problems) from None
     manifests.write(manifest, fixed)
     said.append(f"wrote {len(manifest.rows)} of {len(checkup.photos)} rows: {fixed}")
     if fixed.parent.resolve() != manifest.root:

@@ -94,8 +94,9 @@ def stratum_folds(task: Task, manifest: Manifest, rows: Sequence[int], count: in
     """
     target = task.encode(manifest)[0][list(rows)]
     groups = [str(unit) for unit in kept_together(manifest.rows)[list(rows)]]
-    kinds = target.numpy() if task.scale is None else strata(target.tolist(), groups, count)
-    return folds(kinds, count, seed, groups)
+    if task.scale is None:
+        return folds([task.classes[place] for place in target.tolist()], count, seed, groups)
+    return folds(strata(target.tolist(), groups, count), count, seed, groups)
 
 
 def prepare(recipe: Recipe, manifest: Manifest | None = None) -> Job:

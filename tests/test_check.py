@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -411,6 +413,7 @@ class TestVerb:
         ]
         assert found == "the name 'b ' starts or ends with a space, or holds what a CSV cannot: rename it"
         assert "without a photo in train: b" in words and not said and not (tmp_path / "fixed.csv").exists()
+        assert f"what was found: {tmp_path / 'check.html'}" in " ".join(words.split())
 
     def test_a_fixed_manifest_is_not_written_over_another(self, spoilt: Manifest, tmp_path: Path) -> None:
         (tmp_path / "there.csv").write_text("mine")
@@ -467,6 +470,24 @@ def test_decoding_is_never_stopped_by_a_head_that_lies(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_bytes(bytes(data))
     with Looks(tmp_path) as looks:
         assert [one.path for one in looks.at(["a.jpg", "b.jpg"])] == ["a.jpg", "b.jpg"]
+
+
+def test_a_picture_with_too_many_pixels_is_not_called_broken(tmp_path: Path) -> None:
+    """Its head says 15000 x 15000, and nothing further is read."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 15_000, 15_000, 1, 0, 0, 0, 0))
+    parts = (b"\x89PNG\r\n\x1a\n", head, chunk(b"IDAT", zlib.compress(bytes(9))), chunk(b"IEND", b""))
+    (tmp_path / "large.png").write_bytes(b"".join(parts))
+    (tmp_path / "noise.png").write_bytes(b"no picture")
+    manifest = Manifest((Row("large.png", "a", "train"), Row("noise.png", "a", "train")), tmp_path)
+    found = check.check(manifest, look_at_labels=False).findings
+    assert [one.said for one in found if one.kind == "broken"] == [
+        "too large: has too many pixels to be read: shrink it",
+        "unreadable: cannot be decoded as a picture",
+    ]
 
 
 def test_a_picture_of_several_pages_that_is_cut_in_a_later_one(tmp_path: Path) -> None:

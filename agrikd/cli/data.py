@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +59,7 @@ def init(
         console.say(f"· {sentence}")
     rows = [(name, str(count)) for name, count in made.counts.items()]
     show(as_json, made.to_json(), f"{made.manifest}", ("rows", ""), rows)
-    console.say(f"next: agrikd teach {made.recipe}")
+    console.say(f"next: agrikd teach {shlex.quote(str(made.recipe))}")
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -208,7 +209,7 @@ def show_photos(
 
     shown = contact.run(data, root, out, per_class, seed)
     if broken := len(shown.contents.broken):
-        console.say(f"· {broken} photos cannot be read: agrikd data check {data}")
+        console.say(f"· {broken} photos cannot be read: agrikd data check {shlex.quote(str(data))}")
     show(as_json, shown.to_json(), f"{shown.contents.photos} photos", shown.columns, shown.rows)
     console.say(f"look: {shown.page}")
 
@@ -235,7 +236,7 @@ def from_field(
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     show(as_json, made.to_json(), str(made.manifest), ("label", "train", "val", "test"), made.counts)
-    console.say(f"next: agrikd teach {made.recipe}")
+    console.say(f"next: agrikd teach {shlex.quote(str(made.recipe))}")
 
 
 def join(
@@ -258,4 +259,4 @@ def join(
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     show(as_json, made.to_json(), str(made.manifest), ("season", "train", "val", "test"), made.rows)
-    console.say(f"next: agrikd teach {made.recipe}")
+    console.say(f"next: agrikd teach {shlex.quote(str(made.recipe))}")

@@ -60,8 +60,12 @@ def join(sources: Sequence[Path], out: Path, roots: Sequence[Path] = ()) -> Join
     for source, manifest in read:
         problems += _take(taken, source, manifest.rows)
     joined = Manifest(tuple(row for _, row in taken.values()), out.parent.resolve())
+    where = " and ".join(map(str, sources))
+    if not joined.numeric:
+        wrong = (f"the classes {', '.join(names)} {manifests.ALIKE}" for names in manifests.alike(joined.classes))
+        problems += [Problem(where, text, "give them one name, in all files") for text in wrong]
     if not problems:  # what is left to find is a group in two splits
-        problems = manifests.check(joined, " and ".join(map(str, sources)))
+        problems = manifests.check(joined, where)
     if problems:
         raise InputError(problems)
     manifests.save(joined, out)

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _ORIENTATION, _TAKEN, _CAMERA, _EXIF_IFD, _BITS = 0x0112, 0x9003, 0x0110, 0x8769
 _SAVE_EVERY_S = 2.0
 _ABSENT, _AGAIN = (-1, -1), (-2, -2)
 """Stamps of what is not there, and of what is there but could not be read this time: it is looked at again."""
-_VERSION = 4
+_VERSION = 5
 """Of what a look says; another version looks again."""
 
 
@@ -64,6 +65,7 @@ BROKEN = {
     "missing": "is not there",
     "empty": "is empty (0 bytes)",
     "truncated": "is cut short: the end of the picture is missing",
+    "too large": "has too many pixels to be read: shrink it",
     "unreadable": "cannot be decoded as a picture",
 }
 """Defects that no training survives."""
@@ -166,8 +168,7 @@ def look(root: Path, path: str) -> tuple[Look, Image]:
     try:
         pixels = image.decode(data, path)
     except InputError:
-        broken = "truncated" if image.is_cut_short(data) else "unreadable"
-        return Look(path, sha256, len(data), defects=(broken,)), small
+        return Look(path, sha256, len(data), defects=(_broken(data),)), small
     small = image.resize(pixels, (SIDE, SIDE))
     taken, camera, odd = _read_head(data, path)
     if min(pixels.shape[:2]) < TINY:
@@ -176,16 +177,37 @@ def look(root: Path, path: str) -> tuple[Look, Image]:
     return Look(path, sha256, len(data), height, width, float(small.mean()), taken, camera, odd), small
 
 
-def _read_head(data: bytes, path: str) -> tuple[str, str, tuple[str, ...]]:
-    """(time taken, camera, odd kinds) as the file's head tells them; a head that lies is no reason to stop."""
+def _broken(data: bytes) -> str:
+    """The kind of `BROKEN` of what cannot be decoded."""
+    if image.is_cut_short(data):
+        return "truncated"
+    pillow = _pillow()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pillow.open(io.BytesIO(data))
+    except pillow.DecompressionBombError:
+        return "too large"
+    except Exception:  # what is no picture is refused in many ways
+        pass
+    return "unreadable"
+
+
+def _pillow() -> ModuleType:
     try:
         from PIL import Image as Pillow
     except ImportError:
         raise MissingExtraError("Pillow", "check") from None
+    return Pillow
+
+
+def _read_head(data: bytes, path: str) -> tuple[str, str, tuple[str, ...]]:
+    """(time taken, camera, odd kinds) as the file's head tells them; a head that lies is no reason to stop."""
+    pillow = _pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Pillow.open(io.BytesIO(data))
+            picture = pillow.open(io.BytesIO(data))
             exif = picture.getexif()
             detail = exif.get_ifd(_EXIF_IFD)
             pages = getattr(picture, "n_frames", 1)

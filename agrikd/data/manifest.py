@@ -14,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
-from unicodedata import category
+from pathlib import Path, PurePosixPath
+from unicodedata import category, normalize
 
 from agrikd import files, image
+from agrikd.data import tables
 from agrikd.errors import InputError, Problem
 from agrikd.types import Image, Scale
 
@@ -27,6 +28,8 @@ _MOST_NUMBERED_CLASSES = 20
 NOT_A_PLANT = "not_a_plant"
 """A reserved target: pictures of no plant the model knows. Only val and test may hold them; they judge the
 "not a plant I know" score and are no class of the task."""
+ALIKE = "differ only in capitals, or in how an accent is stored"
+"""What is wrong with names that `alike` puts together."""
 
 
 @dataclass(frozen=True)
@@ -117,27 +120,14 @@ def load(path: Path, root: Path | None = None) -> Manifest:
 
 def _read(path: Path, root: Path | None, found: Callable[[Manifest, str], list[Problem]]) -> Manifest:
     """Every mistake in one `InputError`, with its line; `found` says what is wrong with the rows together."""
-    text = files.read_text(path, "make one with: agrikd init FOLDER")
-    reader = csv.DictReader(io.StringIO(text))
-    try:
-        lines = [(f"{path}:{reader.line_num}", values) for values in reader]
-    except csv.Error as error:
-        mend = "look for a quote that is never closed"
-        raise InputError(Problem(f"{path}:{reader.line_num}", f"is not CSV ({error})", mend)) from None
-    columns = reader.fieldnames or []
-    missing = [name for name in REQUIRED if name not in columns]
-    unknown = [name for name in columns if name not in COLUMNS]
-    if missing or unknown:
-        said = [f"lacks the column {name!r}" for name in missing]
-        said += [f"has an unknown column {name!r}" for name in unknown]
+    table = tables.read(files.read_text(path, "make one with: agrikd init FOLDER"), str(path))
+    said = [f"lacks the column {name!r}" for name in REQUIRED if name not in table.header]
+    said += [f"has an unknown column {name!r}" for name in table.header if name not in COLUMNS]
+    if said := said + table.repeated:
         raise InputError(Problem(f"{path}:1", text, f"the columns are {', '.join(COLUMNS)}") for text in said)
-    rows, problems = [], []
-    for where, values in lines:
-        if None in values or None in values.values():
-            mend = f"they are {', '.join(columns)}; quote one that holds a comma"
-            problems.append(Problem(where, f"does not have the header's {len(columns)} fields", mend))
-            continue
-        rows.append(_row(values))
+    rows, problems = [], list(table.problems)
+    for where, cells in table.lines:
+        rows.append(_row(cells))
         problems += [Problem(where, wrong, mend) for wrong, mend in row_mistakes(rows[-1])]
     if not rows and not problems:
         problems.append(Problem(str(path), "has no rows", "make one with: agrikd init FOLDER"))
@@ -182,6 +172,14 @@ def check(manifest: Manifest, where: str) -> list[Problem]:
     return problems
 
 
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that a person takes for one, each such lot together."""
+    found = defaultdict(list)
+    for name in names:
+        found[normalize("NFC", name).casefold()].append(name)
+    return [same for same in found.values() if len(same) > 1]
+
+
 def numbers_of(manifest: Manifest, indices: Iterable[int], scale: Scale, where: str) -> list[float]:
     """The labels of rows as numbers; raises one `InputError` naming each that is none, or none of the scale."""
     found, problems = [], []
@@ -213,11 +211,12 @@ def require_files(manifest: Manifest, where: str) -> None:
         raise InputError(Problem(where, f"the photo {path} is not there", mend) for path in absent)
 
 
-def _row(values: dict[str, str]) -> Row:
-    text = {name: value.strip() for name, value in values.items()}
-    if "sha256" in text:
-        text["sha256"] = text["sha256"].lower()  # some tools print it in capitals
-    return Row(text.pop("path"), text.pop("target") or None, text.pop("split"), **text)
+def _row(cells: dict[str, str]) -> Row:
+    path, target, split = (cells[name] for name in REQUIRED)
+    rest = {name: cell for name, cell in cells.items() if name not in REQUIRED}
+    if "sha256" in rest:
+        rest["sha256"] = rest["sha256"].lower()  # some tools print it in capitals
+    return Row(path and PurePosixPath(path).as_posix(), target or None, split, **rest)  # ./a and a are one file
 
 
 def lost_in_csv(row: Row) -> list[str]:

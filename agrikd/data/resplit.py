@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,7 @@ from agrikd import files
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest
 from agrikd.data.sources import is_file
-from agrikd.data.splits import by_season, in_ranges, season_mistakes, stratified
+from agrikd.data.splits import about_numbers, by_season, in_ranges, season_mistakes, stratified
 from agrikd.errors import InputError, Problem
 
 WAYS = ("stratified", "group", "season")
@@ -135,7 +136,7 @@ def resplit(
     after = draw(before, config, pairs or ())
     target = {row.path: row.target for row in labelled.rows}
     manifests.write(replace(after, rows=tuple(replace(row, target=target[row.path]) for row in after.rows)), out)
-    said = [*_about_numbers(labelled), *_assumptions(before, after, config), *_about_root(before, out)]
+    said = [*about_numbers(labelled), *_assumptions(before, after, config), *_about_root(before, out)]
     said += _about_pairs(before, pairs, findings) if findings and pairs is not None else [_not_looked(source)]
     return Resplit(out, _counts(after), tuple(said))
 
@@ -213,12 +214,6 @@ def _assumptions(before: Manifest, after: Manifest, config: SplitConfig) -> list
     return said
 
 
-def _about_numbers(manifest: Manifest) -> list[str]:
-    if not manifest.numeric:
-        return []
-    return ["the labels are taken as numbers, not as names of classes: each range of them is split like a class"]
-
-
 def _about_root(manifest: Manifest, out: Path) -> list[str]:
     if not any(is_file(manifest.root / row.path) for row in manifest.rows):
         return [f"no photo is in {manifest.root}: name the folder that the paths start from with --root"]
@@ -239,7 +234,7 @@ def _about_pairs(manifest: Manifest, pairs: Pairs, findings: Path) -> list[str]:
 
 
 def _not_looked(source: Path) -> str:
-    return f"duplicates were not looked for: agrikd data check {source}"
+    return f"duplicates were not looked for: agrikd data check {shlex.quote(str(source))}"
 
 
 def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:

@@ -6,8 +6,6 @@ comes in one `InputError`; what is merely odd (other files, copies, a split that
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from agrikd import console, files, image
 from agrikd.data import manifest as manifests
+from agrikd.data import tables
 from agrikd.data.manifest import NOT_A_PLANT, Manifest, Row
-from agrikd.data.splits import stratified
+from agrikd.data.splits import about_numbers, in_ranges, stratified
 from agrikd.errors import InputError, Problem
 
 UNLABELLED = ("unlabelled", "unlabeled")
@@ -53,6 +52,10 @@ class _Found:
     other_files: list[str] = field(default_factory=list)
     hidden: int = 0
     loops: int = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(tuple(self.rows), self.root)
 
     def wrong(self, path: str, wrong: str, mend: str = "") -> None:
         self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
@@ -122,27 +125,19 @@ def from_csv(path: Path, seed: int = 0, columns: Mapping[str, str] | None = None
     """
     found = _Found(path.parent.resolve())
     text = files.read_text(path)
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    took = _columns(path, header, columns or {})
+    table = tables.read(text, str(path), max(",;\t", key=text.partition("\n")[0].count))
+    took = _columns(path, table, columns or {})
     found.said.append("took the columns " + ", ".join(f"{name!r} as {role}" for role, name in took.items()))
-    if left := [name for name in header if name not in took.values()]:
+    if left := [name for name in table.header if name not in took.values()]:
         found.said.append(f"left out the columns {_names(left)}")
+    found.problems += table.problems
     places: Counter[str] = Counter()
-    try:
-        for values in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in values or None in values.values():
-                found.problems.append(Problem(where, f"does not have the header's {len(header)} fields"))
-                continue
-            cells = {role: values[name].strip() for role, name in took.items()}
-            found.problems += [replace(problem, where=where) for problem in _read_line(found, cells, places)]
-    except csv.Error as error:
-        found.problems.append(Problem(f"{path}:{reader.line_num}", f"is not CSV ({error})"))
+    for where, line in table.lines:
+        cells = {role: line[name] for role, name in took.items()}
+        found.problems += [replace(problem, where=where) for problem in _read_line(found, cells, places)]
     found.said += [f"found {n} photos as {place}" for place, n in places.items() if place != "path"]
-    if classes := sorted({row.target for row in found.rows if row.target and row.target != NOT_A_PLANT}):
-        found.said.append(f"took the {len(classes)} labels as classes: {_names(classes)}")
+    if classes := found.manifest.classes:
+        found.said.append(f"took the {len(classes)} labels as {_meaning(found, classes)}")
     return _finish(found, seed)
 
 
@@ -203,7 +198,7 @@ def _read_classes(found: _Found, at: PurePosixPath, folders: Sequence[str], loos
             classes.append(name)
     where = f" of {at}" if at.name else ""
     if classes:
-        found.said.append(f"took the {len(classes)} sub-folders{where} as classes: {_names(classes)}")
+        found.said.append(f"took the {len(classes)} sub-folders{where} as {_meaning(found, classes)}")
     if empty:
         found.said.append(f"left out the folders{where} without pictures: {_names(empty)}")
     for name in loose:
@@ -213,11 +208,17 @@ def _read_classes(found: _Found, at: PurePosixPath, folders: Sequence[str], loos
         found.rows.append(Row(str(at / name), None, split))
 
 
-def _columns(path: Path, header: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+def _meaning(found: _Found, labels: Sequence[str]) -> str:
+    return "numbers" if found.manifest.numeric else f"classes: {_names(labels)}"
+
+
+def _columns(path: Path, table: tables.Table, chosen: Mapping[str, str]) -> dict[str, str]:
     """The table's column for each of `COLUMN_NAMES` that it has; the person's choice first."""
+    header = table.header
     has, roles = f"it has {_names(header)}", _names(list(COLUMN_NAMES))
     unknown = [role for role in chosen if role not in COLUMN_NAMES]
     problems = [Problem(str(path), f"{role!r} is nothing that a column says", f"expected {roles}") for role in unknown]
+    problems += [Problem(f"{path}:1", wrong, "name each column once") for wrong in table.repeated]
     problems += [Problem(f"{path}:1", f"has no column {name!r}", has) for name in chosen.values() if name not in header]
     took = {}
     for role, names in COLUMN_NAMES.items():
@@ -274,14 +275,16 @@ def _finish(found: _Found, seed: int) -> tuple[Manifest, list[str]]:
     _hash(found)
     _drop_copies(found)
     _check_rows(found)
-    _check_classes(found)
+    found.said += about_numbers(found.manifest)
+    if not found.manifest.numeric:
+        _check_classes(found)
     try:
         _draw_splits(found, seed)
     except InputError as error:
         found.problems += error.problems
     if found.problems:
         raise InputError(found.problems)
-    made = Manifest(tuple(found.rows), found.root)
+    made = found.manifest
     if problems := manifests.check(made, str(found.root)):
         raise InputError(problems)
     if made.classes and not any(row.group for row in made.rows):
@@ -338,19 +341,14 @@ def _check_rows(found: _Found) -> None:
 
 
 def _check_classes(found: _Found) -> None:
-    """Classes that make no classification: one alone, two that differ in capitals, one that nobody teaches."""
-    plants = [row for row in found.rows if row.target not in (None, NOT_A_PLANT)]
-    classes = sorted({str(row.target) for row in plants})
-    alike = defaultdict(list)
-    for name in classes:
-        alike[name.casefold()].append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            found.wrong("", f"the classes {_names(names)} differ in capitals only", "give them one name")
+    """Classes that make no classification: one alone, two of one name, one that nobody teaches."""
+    classes = found.manifest.classes
+    for names in manifests.alike(classes):
+        found.wrong("", f"the classes {_names(names)} {manifests.ALIKE}", "give them one name")
     if len(classes) == 1:
         mend = "point to what holds the class folders; photos without a label belong into 'unlabelled'"
         found.wrong("", f"has one class only, {classes[0]!r}: there is nothing to tell apart", mend)
-    taught = {row.target for row in plants if row.split in ("train", "")}
+    taught = {row.target for row in found.rows if row.split in ("train", "")}.intersection(classes)
     if taught and (judged := [name for name in classes if name not in taught]):
         found.wrong("", f"train holds no photo of {_names(judged)}", "add some, or take the class out")
 
@@ -359,8 +357,9 @@ def _draw_splits(found: _Found, seed: int) -> None:
     """Give a split to the rows that have none; without a test split, draw it from all that is not val."""
     given = {row.split for row in found.rows} - {""}
     open_ones = ("", "train") if "test" not in given else ("",)
-    kept = [row for row in found.rows if row.split not in open_ones]
-    pool = [row for row in found.rows if row.split in open_ones]
+    ranged, kind = in_ranges(found.manifest).rows, "range" if found.manifest.numeric else "class"
+    kept = [row for row in ranged if row.split not in open_ones]
+    pool = [row for row in ranged if row.split in open_ones]
     judging = {row.group for row in kept if row.split != "train"} - {""}
     drawn = [row for row in pool if row.target is not None or row.group not in judging]
     plants = Counter(row.target for row in drawn if row.target not in (None, NOT_A_PLANT))
@@ -370,13 +369,15 @@ def _draw_splits(found: _Found, seed: int) -> None:
     elif "val" not in given and plants and min(plants.values()) * (1 - TEST_SHARE) >= VAL_FROM:
         shares = {"train": 1 - TEST_SHARE - VAL_SHARE, "val": VAL_SHARE, "test": TEST_SHARE}
     made = stratified(Manifest(tuple(drawn), found.root), shares, seed).rows
-    found.rows[:] = sorted([*kept, *made], key=lambda row: row.path)
+    split_of = {row.path: row.split for row in (*kept, *made)}
+    split = (replace(row, split=split_of[row.path]) for row in found.rows if row.path in split_of)
+    found.rows[:] = sorted(split, key=lambda row: row.path)
     if "test" not in given and plants:
         more = f" and {VAL_SHARE:.0%} into val" if "val" in shares else ""
-        found.said.append(f"no test split given: put {TEST_SHARE:.0%} of each class into test{more} (seed {seed})")
+        found.said.append(f"no test split given: put {TEST_SHARE:.0%} of each {kind} into test{more} (seed {seed})")
     has = {row.split for row in found.rows if row.target}
     if "train" in has and "val" not in has:
-        why = "none given" if "test" in given else f"fewer than {VAL_FROM} photos of a class to learn from"
+        why = "none given" if "test" in given else f"fewer than {VAL_FROM} photos of a {kind} to learn from"
         found.said.append(f"no val split ({why}): train is kept whole, out-of-fold predictions do its work")
     if unlabelled := sum(row.target is None for row in found.rows):
         found.said.append(f"{unlabelled} photos have no label and stand in train")

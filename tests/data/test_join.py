@@ -82,6 +82,23 @@ def test_contradictions_name_both_files(tmp_path: Path) -> None:
     assert "splits: last/b.jpg (train) and next/b.jpg (test)" in said
 
 
+def test_one_class_under_two_names_is_refused(tmp_path: Path) -> None:
+    first = season(tmp_path / "last", "2026", a="Rust", b="healthy", c="tach\u00e9e")
+    second = season(tmp_path / "next", "2027", d="rust", e="healthy", f="tache\u0301e")
+    said = refused(first, second, out=tmp_path / "both.csv")
+    assert f"{first} and {second}: the classes Rust, rust differ only in capitals" in said
+    assert said.count("how an accent is stored") == 2
+
+
+def test_numbers_make_a_recipe_for_numbers(tmp_path: Path) -> None:
+    """Two ways of writing one number are no two classes."""
+    first = season(tmp_path / "last", "2026", **{f"a{n}": f"{n / 2}" for n in range(15)}, x="1e1")
+    second = season(tmp_path / "next", "2027", **{f"b{n}": f"{n}.25" for n in range(15)}, y="1E1")
+    made = join([first, second], tmp_path / "both.csv")
+    task = jobs.load(made.recipe).task
+    assert (task.name, task.low, task.high) == ("regression", 0, 14.25)
+
+
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
     first, second = season(tmp_path / "last", "2026", a="rust"), season(tmp_path / "next", "2026", b="healthy/test")
     for path in (first, second):
@@ -107,7 +124,7 @@ def test_photos_away_from_their_manifest(tmp_path: Path) -> None:
     (tmp_path / "season").mkdir()
     moved = (photos / "manifest.csv").rename(tmp_path / "season" / "manifest.csv")
     assert "--root" in refused(moved, other, out=tmp_path / "both.csv")
-    words = ["data", "join", moved, other, "--root", photos, "--root", other.parent, "--out", tmp_path / "both.csv"]
+    words = ["data", "join", moved, other, "--root", photos, "--root", other.parent, "--out", tmp_path / "a b.csv"]
     done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == 0 and f"next: agrikd teach {tmp_path / 'both.yaml'}" in " ".join(done.stderr.split())
-    assert [row.path for row in manifests.read(tmp_path / "both.csv").rows] == ["photos/a.jpg", "b/b.jpg"]
+    assert done.exit_code == 0 and f"next: agrikd teach '{tmp_path / 'a b.yaml'}'" in " ".join(done.stderr.split())
+    assert [row.path for row in manifests.read(tmp_path / "a b.csv").rows] == ["photos/a.jpg", "b/b.jpg"]

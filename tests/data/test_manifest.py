@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +56,7 @@ def valid(draw: st.DrawFn) -> Manifest:
         group, sha256 = draw(clean), draw(clean).lower()
         rows.append(
             Row(
-                f"{number}/{path}",
+                PurePosixPath(f"{number}/{path}").as_posix(),
                 None if target == NOT_A_PLANT and split == "train" else target,
                 split,
                 group and f"{split}{group}",
@@ -110,6 +110,11 @@ class TestRoundTrip:
             manifests.write(made(PLAIN, PLAIN), path)
         assert not path.exists()
 
+    def test_a_path_has_one_form(self, tmp_path: Path) -> None:
+        path = written(tmp_path, "./b//a.jpg,rust,train", "b/a.jpg,rust,test")
+        with pytest.raises(InputError, match=r"the path b/a\.jpg stands 2 times"):
+            manifests.read(path)
+
 
 class TestFile:
     @pytest.mark.parametrize("missing", ["path", "target", "split"])
@@ -122,6 +127,10 @@ class TestFile:
     def test_unknown_columns(self, tmp_path: Path) -> None:
         problems = refused(written(tmp_path, "a,b,train,c,d", header="path,target,split,label,Group"))
         assert [p.wrong for p in problems] == ["has an unknown column 'label'", "has an unknown column 'Group'"]
+
+    def test_columns_of_one_name(self, tmp_path: Path) -> None:
+        problem = only(written(tmp_path, "a.jpg,rust,train,spot", header="path,target,split,target"))
+        assert problem.wrong == "has the column 'target' 2 times"
 
     def test_semicolons_are_no_commas(self, tmp_path: Path) -> None:
         problems = refused(written(tmp_path, "a.jpg;rust;train", header="path;target;split"))

@@ -19,8 +19,10 @@ from agrikd.cli import app
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, Manifest
 from agrikd.data.sources import SPLIT_NAMES, from_csv, from_folder
+from agrikd.data.start import start
 from agrikd.errors import InputError
 from agrikd.jobs import load, open_manifest
+from agrikd.tasks import open_task
 
 
 def picture(path: Path, seed: int | None = None) -> Path:
@@ -234,7 +236,7 @@ class TestProblems:
         assert "empty.jpg: is empty (0 bytes)" in found
         assert "gone.jpg: there is no such file" in found
         assert found.count("holds what a CSV cannot") == 3  # the two paths, and the class ' a'
-        assert "the classes B, b differ in capitals only" in found
+        assert "the classes B, b differ only in capitals" in found
 
     def test_a_name_that_is_not_utf8(self, tmp_path):
         fill(tmp_path, {"a": 5, "b": 5})
@@ -245,6 +247,14 @@ class TestProblems:
         (tmp_path / "a" / "0.png").unlink()
         (found,) = problems_of(tmp_path)
         assert "holds what a CSV cannot" in found.encode().decode()
+
+    def test_one_name_stored_in_two_ways(self, tmp_path):
+        """A Mac may store an accent as a letter of its own."""
+        fill(tmp_path, {"tach\u00e9e": 5, "tache\u0301e": 5, "saine": 5})
+        if len(list(tmp_path.iterdir())) < 3:
+            pytest.skip("this file system knows one of the names only")
+        (found,) = problems_of(tmp_path)
+        assert "differ only in capitals, or in how an accent is stored" in found
 
     def test_no_folder(self, tmp_path):
         assert "there is no such folder" in problems_of(tmp_path / "nowhere")[0]
@@ -425,6 +435,28 @@ class TestTables:
             "x/empty.png": "is empty (0 bytes)",
         }
 
+    def test_a_spreadsheets_empty_lines_are_none(self, tmp_path):
+        fill(tmp_path, {"a": 5, "b": 5})
+        lines = ["file,label", *(f"{name}/{n}.png,{name}" for name in "ab" for n in range(5)), ", ", ",,,"]
+        assert len(from_csv(table(tmp_path, "\n".join(lines)))[0].rows) == 10
+
+    def test_columns_of_one_name(self, tmp_path):
+        with pytest.raises(InputError) as caught:
+            from_csv(table(tmp_path, "label,label,note,note,note,,\n"))
+        assert [problem.wrong for problem in caught.value.problems] == [
+            "has the column 'label' 2 times",
+            "has the column 'note' 3 times",
+            "has no column for the path",
+        ]
+
+    @pytest.mark.parametrize("lines", [['"file,label'], ["file,label", "x/9.png,a", '"x/0.png,a']])
+    def test_a_quote_that_is_never_closed(self, tmp_path, lines):
+        """In the header, and below a line that is wrong too."""
+        with pytest.raises(InputError) as caught:
+            from_csv(table(tmp_path, "\n".join([*lines, *["x/1.png,b"] * 15_000])))
+        assert sum("is not CSV" in problem.wrong for problem in caught.value.problems) == 1
+        assert sum("'x/9.png' is not there" in problem.wrong for problem in caught.value.problems) == len(lines) // 2
+
     def test_a_photo_listed_twice(self, tmp_path):
         fill(tmp_path, {"x": 8})
         lines = ["file,label", *(f"x/{n}.png,{'ab'[n % 2]}" for n in range(8))]
@@ -466,6 +498,35 @@ class TestTables:
             from_csv(path)
 
 
+class TestNumbers:
+    VALUES = tuple(0.37 * n for n in range(60))
+
+    def severity(self, folder: Path, split: str = "") -> Path:
+        for number in range(60):
+            picture(folder / f"{number}.png", number)
+        lines = [f"{n}.png,{value:.2f},{split and ('train', split)[n % 5 == 0]}" for n, value in enumerate(self.VALUES)]
+        return table(folder, "\n".join([f"file,severity{',split' if split else ',note'}", *lines]))
+
+    def test_each_range_of_them_is_split(self, tmp_path):
+        made, said = from_csv(self.severity(tmp_path), columns={"target": "severity"})
+        assert sorted(float(row.target) for row in made.rows) == [round(value, 2) for value in self.VALUES]
+        judged = [float(row.target) for row in made.rows if row.split == "test"]
+        assert Counter(int(value / 4.37) for value in judged) == dict.fromkeys(range(5), len(judged) // 5)
+        assert told(said, "took the 60 labels as numbers") and told(said, "20% of each range into test (seed 0)")
+        assert told(said, "the labels are taken as numbers, not as names of classes")
+
+    def test_given_splits_need_not_teach_each_number(self, tmp_path):
+        made, _ = from_csv(self.severity(tmp_path, "test"), columns={"target": "severity"})
+        assert (len(made.indices("train")), len(made.indices("test"))) == (48, 12)
+
+    def test_the_recipe_learns_numbers(self, tmp_path):
+        said = start(self.severity(tmp_path), columns={"target": "severity"}).assumptions
+        recipe = load(tmp_path / "recipe.yaml")
+        assert (recipe.task.name, recipe.task.low, recipe.task.high) == ("regression", 0, 21.83)
+        assert told(list(said), "the recipe's task is regression from 0 to 21.83, the least and the largest label")
+        assert open_task(recipe.task, manifest := open_manifest(recipe)).encode(manifest)[1].all()
+
+
 class TestRealPhotos:
     def test_coffee_leaves_as_a_folder(self, datasets):
         made, said = from_folder(datasets / "cls-coffee-leaf")
@@ -495,6 +556,14 @@ def test_init_takes_a_table(tmp_path):
     assert "found 20 photos as images/path" in done.stderr and "'Species' as target" in done.stderr
     recipe = load(tmp_path / "season" / "recipe.yaml")
     assert open_manifest(recipe).classes == ("healthy", "rust") and recipe.name == "season"
+
+
+def test_the_next_command_can_be_pasted(tmp_path):
+    photos = fill(tmp_path / "My photos", {"a": 5, "b": 5})
+    done = CliRunner().invoke(app, ["init", str(photos)])
+    assert f"agrikd teach '{photos}/recipe.yaml'" in " ".join(done.stderr.split())
+    head = (photos / "recipe.yaml").read_text()
+    assert f"agrikd distill '{photos}/recipe.yaml' --teacher '{photos}/runs/My-photos-teacher'\n" in head
 
 
 def test_split_names_lead_to_splits():

@@ -16,6 +16,8 @@ from agrikd.data import manifest as manifests
 from agrikd.data.manifest import NOT_A_PLANT, Manifest, Row
 from agrikd.data.splits import by_season, folds, season_mistakes, stratified, subset
 from agrikd.errors import InputError
+from agrikd.jobs import stratum_folds
+from agrikd.tasks.classification import Classification
 
 QUICK = settings(max_examples=60, deadline=None)
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -452,6 +454,11 @@ class TestFolds:
     def test_a_class_with_fewer_groups_than_folds_is_named(self):
         with pytest.raises(InputError, match="class 'b': has 2 groups, too few for 3 folds"):
             folds(["a"] * 4 + ["b"] * 4, 3, 0, ["1", "2", "3", "4", "5", "5", "6", "6"])
+
+    def test_and_so_it_is_by_a_task(self):
+        manifest = made(rows_of({"healthy": 3, "rust": 2}))
+        with pytest.raises(InputError, match="class 'rust': has 2 rows, too few for 3 folds"):
+            stratum_folds(Classification(manifest.classes), manifest, range(5), 3, 0)
 
     def test_the_seed_decides(self):
         targets = ["a"] * 30
