@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PASSPHRASE = "AGRIKD_PASSPHRASE"
-"""The environment variable with the passphrase of an encrypted signing key."""
+"""The environment variable with the passphrase of locked signing keys; that of season.key alone may stand in
+$AGRIKD_PASSPHRASE_SEASON, which goes before it."""
 _PUBLIC_BYTES = 32
 _MOST_SIGNATURES = 16
 """Each costs time before anything is trusted."""
@@ -99,14 +101,16 @@ class Key:
 
     @classmethod
     def read(cls, path: Path) -> Key:
-        """The key at `path`; its passphrase, where it has one, is in $AGRIKD_PASSPHRASE."""
+        """The key at `path`; for the passphrase of a locked one see `PASSPHRASE`."""
         ed25519, serialization = _cryptography()
-        passphrase = os.environ.get(PASSPHRASE, "").encode() or None
+        text, own = files.read_text(path), _own_variable(path)
+        given = os.environ.get(own) or os.environ.get(PASSPHRASE) or ""
+        passphrase = (given.encode() or None) if "ENCRYPTED" in text else None
         try:
-            found = serialization.load_pem_private_key(files.read_text(path).encode(), passphrase)
+            found = serialization.load_pem_private_key(text.encode(), passphrase)
         except TypeError:
-            wrong = "has no passphrase, but one is given" if passphrase else "is locked with a passphrase"
-            raise InputError(Problem(str(path), wrong, f"it is read from ${PASSPHRASE}")) from None
+            mend = f"it is read from ${own}, or from ${PASSPHRASE}"
+            raise InputError(Problem(str(path), "is locked with a passphrase", mend)) from None
         except ValueError:
             raise InputError(Problem(str(path), *_no_key(path, locked=passphrase is not None))) from None
         if not isinstance(found, ed25519.Ed25519PrivateKey):
@@ -132,13 +136,19 @@ def public_path(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
 
 
+def _own_variable(path: Path) -> str:
+    """Where the passphrase of this key alone is read."""
+    return f"{PASSPHRASE}_{re.sub('[^A-Z0-9]', '_', path.stem.upper())}"
+
+
 def _no_key(path: Path, locked: bool) -> tuple[str, str]:
     """What a file that cannot be read as a signing key is, and the way out."""
     text = files.read_text(path).strip()
     if _is_public(text):
         return "is the public half of a key", f"name the secret half, as in {path.with_suffix('')}"
     if locked and text.startswith("-----BEGIN"):
-        return "is no signing key, or has another passphrase", f"it is read from ${PASSPHRASE}"
+        mend = f"it is read from ${_own_variable(path)}, or from ${PASSPHRASE}"
+        return "is no signing key, or has another passphrase", mend
     return "is no signing key", "make one: agrikd keys new"
 
 

@@ -5,16 +5,19 @@ Loader, predictor and camera all come through here, so that a model sees in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import TypeVar, get_args, overload
 
 import numpy as np
 
 from agrikd import files
 from agrikd.errors import InputError, MissingExtraError, Problem
 from agrikd.types import Fit, Image
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 200_000_000
@@ -42,8 +45,7 @@ def decode(data: bytes, where: str) -> Image:
     Raises `InputError` naming `where` if the bytes are empty, cut short, too large, or no picture.
     """
     _require_end(data, where)
-    if (size := _declared_size(data))[0] * size[1] > MAX_PIXELS:
-        raise _too_large(where, size)
+    _require_size(data, where)
     cv2 = opencv()
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # a board's OpenCV has no _RGB
@@ -59,6 +61,7 @@ def decode(data: bytes, where: str) -> Image:
 def require_whole(data: bytes, where: str) -> None:
     """Raise `InputError` for what `decode` would refuse, as far as the first and last bytes tell it: without OpenCV."""
     _require_end(data, where)
+    _require_size(data, where)
     if not data.startswith(_BEGINS):
         raise _no_picture(where)
 
@@ -68,6 +71,11 @@ def _require_end(data: bytes, where: str) -> None:
         raise InputError(Problem(where, "is empty (0 bytes)", "copy the photo again"))
     if is_cut_short(data):
         raise InputError(Problem(where, "is cut short: the end of the picture is missing", "copy it again"))
+
+
+def _require_size(data: bytes, where: str) -> None:
+    if (size := _declared_size(data))[0] * size[1] > MAX_PIXELS:
+        raise _too_large(where, size)
 
 
 def _no_picture(where: str) -> InputError:
@@ -81,16 +89,46 @@ def read(path: Path) -> Image:
 
 def read_all(paths: Sequence[Path]) -> list[Image]:
     """`read` each; one `InputError` names all that cannot be read."""
-    images: list[Image] = []
+    return _each(paths, read)
+
+
+class Photos(Sequence[Image]):
+    """Photos that are read whenever they are asked for: hundreds of a camera's are more than a board's memory."""
+
+    def __init__(self, readers: Sequence[Callable[[], Image]]) -> None:
+        self._readers = readers
+
+    @classmethod
+    def at(cls, paths: Sequence[Path]) -> Photos:
+        """One `InputError` names all that `require_whole` refuses, before the first is read."""
+        _each(paths, lambda path: require_whole(files.read_bytes(path), str(path)))
+        return cls([partial(read, path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    @overload
+    def __getitem__(self, place: int) -> Image: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Image]: ...
+    def __getitem__(self, place: int | slice) -> Image | list[Image]:
+        if isinstance(place, slice):
+            return [one() for one in self._readers[place]]
+        return self._readers[place]()
+
+
+def _each(paths: Sequence[Path], done: Callable[[Path], T]) -> list[T]:
+    """What is done with each; one `InputError` names all that it fails for."""
+    made: list[T] = []
     problems: list[Problem] = []
     for path in paths:
         try:
-            images.append(read(path))
+            made.append(done(path))
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return images
+    return made
 
 
 def photos_of(paths: Sequence[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ from agrikd.errors import InputError, ParityError, Problem
 from agrikd.export.artefacts import Artefact, artefacts, photos
 from agrikd.predict.ort import OrtPredictor
 from agrikd.run import Run
-from agrikd.types import Image, ModelSpec
+from agrikd.types import Calibration, Image, ModelSpec
 
 _LOOKED_AT, _FEWEST, _MOST = 200, 8, 32
 """Photos that probes are chosen from, and how many probes: one of each class where there are so many."""
@@ -54,13 +54,13 @@ class Options:
 def pack(folder: Path, out: Path, keys: Iterable[Key], options: Options) -> Release:
     """Write the bundle of a Run's exported artefacts, signed with each key.
 
-    Raises `InputError` where one is missing or was changed since its export, or where the last day has gone by,
-    `ParityError` where the photos could not show that a device mixes up classes.
+    Raises `InputError` where one is missing, was changed since its export or has another calibration than the Run, or
+    where the last day has gone by, `ParityError` where the photos could not show that a device mixes up classes.
     """
     if options.expires is not None:
         _require_to_come(options.expires)
     run = Run.open(folder)
-    models = _models(folder)
+    models = _models(run)
     readers = {one.precision: OrtPredictor(folder / str(one.file)) for one in models}
     spec = readers["fp32"].spec
     probes = _probes(
@@ -107,13 +107,13 @@ def _require_to_come(expires: str) -> None:
         raise InputError(Problem(f"--expires {expires}", wrong, "name a day to come, as in 2027-05-31"))
 
 
-def _models(folder: Path) -> list[Artefact]:
-    """What was exported and kept, FP32 among it, unchanged since."""
-    found = [one for one in artefacts(folder) if one.file]
+def _models(run: Run) -> list[Artefact]:
+    """What was exported and kept, FP32 among it, unchanged since, with the calibration that the Run has now."""
+    folder, found = run.folder, [one for one in artefacts(run.folder) if one.file]
     problems = [
         Problem(str(folder / str(one.file)), wrong, f"export it again: agrikd export {_VERBS[one.precision]} {folder}")
         for one in found
-        if (wrong := _changed(folder / str(one.file), one.sha256))
+        if (wrong := _outdated(folder / str(one.file), one.sha256, run.calibration))
     ]
     if "fp32" not in {one.precision for one in found}:
         problems.append(Problem(str(folder), "has no export", f"agrikd export onnx {folder}"))
@@ -122,10 +122,13 @@ def _models(folder: Path) -> list[Artefact]:
     return found
 
 
-def _changed(path: Path, sha256: str) -> str:
+def _outdated(path: Path, sha256: str, calibration: Calibration | None) -> str:
+    """Each file answers by its own calibration on a device, whatever the release says."""
     if not path.exists():
         return "is not in the Run folder"
-    return "" if files.sha256(path.read_bytes()) == sha256 else "was changed since it was exported"
+    if files.sha256(path.read_bytes()) != sha256:
+        return "was changed since it was exported"
+    return "" if OrtPredictor(path).spec.calibration == calibration else "was exported with another calibration"
 
 
 def _probes(predictor: OrtPredictor, found: Sequence[Image]) -> list[Image]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ _WITH = ("pip", "numpy<2")
 """pip: a board may have none. numpy: a board's own OpenCV was built with numpy 1 and cannot be imported beside 2."""
 _BOARDS_OWN = ("opencv", "tensorrt")
 """What comes with JetPack, with GStreamer and for its own CUDA; a wheel of it would hide that."""
+_LINE = re.compile(r"(?P<digest>([0-9a-f]{64})?)  (?P<name>[\w.+!-]+\.whl)")
+"""Of SHA256SUMS as `_write` has it: without a hash until the file has come, where the registry names none."""
 _OLDEST_GLIBC = 17
 _EPOCH = "315532800"
 """1980, the first time that a zip can tell: the same sources make the same wheel, byte for byte."""
@@ -176,10 +179,11 @@ def unmet(found: Sequence[Wheel], board: Board) -> list[str]:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The hash of each file that SHA256SUMS names; empty where there is none."""
+    """The hash of each file that SHA256SUMS names; empty where there is none, or where it is not of a wheelhouse."""
     path = folder / SUMS
     lines = files.read_text(path).splitlines() if path.exists() else []
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    found = [_LINE.fullmatch(line) for line in lines]
+    return {one["name"]: one["digest"] for one in found if one} if all(found) else {}
 
 
 def _write(out: Path, plan: dict[str, str]) -> None:

@@ -374,13 +374,22 @@ def test_keys_are_kept_and_never_overwritten(tmp_path: Path, monkeypatch: pytest
         Key.read(path)
     monkeypatch.setenv(dsse.PASSPHRASE, "soil")
     assert Key.read(path).id == made.id
-    plain = Key.new(tmp_path / "b.key")
-    with pytest.raises(InputError, match="no passphrase, but one is given"):
-        Key.read(tmp_path / "b.key")
-    monkeypatch.delenv(dsse.PASSPHRASE)
-    assert Key.read(tmp_path / "b.key").public == plain.public
     with pytest.raises(InputError, match="no public key"):
         dsse.read_public(path)
+
+
+def test_keys_that_sign_together_may_have_passphrases_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {tmp_path / "plain.key": "", tmp_path / "a.key": "soil", tmp_path / "farm-2.b.key": "rain"}
+    made = [Key.new(path, passphrase).id for path, passphrase in paths.items()]
+    monkeypatch.setenv(dsse.PASSPHRASE, "soil")
+    with pytest.raises(
+        InputError, match=r"another passphrase\n.*\$AGRIKD_PASSPHRASE_FARM_2_B, or from \$AGRIKD_PASSPHRASE$"
+    ):
+        [Key.read(path) for path in paths]
+    monkeypatch.setenv("AGRIKD_PASSPHRASE_FARM_2_B", "rain")
+    assert [Key.read(path).id for path in paths] == made
 
 
 def test_a_file_of_another_kind_is_called_by_its_name(tmp_path: Path, key: Key) -> None:

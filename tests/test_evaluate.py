@@ -185,6 +185,13 @@ def test_calibration_keeps_its_promises_on_fresh_rows() -> None:
     assert {one.unknown for one in said} == {None}, "nothing was learned of what plants look like"
 
 
+def test_what_no_probability_reaches_a_certain_answer_does_not_reach_either() -> None:
+    made = Calibration(1.0, metrics.NEVER, 0.1, 0.5, 0.9, None, 0.95, 40, "val")
+    logits = np.array([[200, 0, 0], [0, 0, 200]], np.float32)
+    said = decode(logits, logits, (), replace(SPEC, calibration=made))
+    assert [(float(one.probabilities.max()), one.unsure) for one in said] == [(1.0, True)] * 2
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
 def test_calibration_refuses_shares_and_too_few_rows_at_once(share: float) -> None:
     with pytest.raises(InputError) as caught:

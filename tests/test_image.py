@@ -212,6 +212,8 @@ class TestBroken:
         at = jpeg.index(b"\xff\xc0") + 5
         monkeypatch.setattr(cv2, "imdecode", never)
         assert refused(png(30_000, 30_000, b"")) == "has 30000 × 30000 pixels"
+        with pytest.raises(InputError, match="has 30000 × 30000 pixels"):
+            image.require_whole(png(30_000, 30_000, b""), "leaf.png")
         assert refused(jpeg[:at] + struct.pack(">HH", 20_000, 60_000) + jpeg[at + 4 :]) == "has 60000 × 20000 pixels"
 
     def test_a_large_picture_of_another_kind_is_refused_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +272,20 @@ class TestRead:
             image.write_jpeg(path, blurred(int(path.stem), 10))
         assert [pixels.shape[0] for pixels in image.read_all(paths)] == [30, 20, 40]
         assert image.read_all([]) == []
+
+    def test_photos_are_read_when_they_are_asked_for(self, tmp_path: Path) -> None:
+        paths = [tmp_path / f"{side}.jpg" for side in (30, 20, 40)]
+        for path in paths:
+            image.write_jpeg(path, blurred(int(path.stem), 10))
+        photos = image.Photos.at(paths)
+        assert len(photos) == 3 and photos[0] is not photos[0]
+        assert [one.shape[0] for one in photos] == [one.shape[0] for one in photos] == [30, 20, 40]
+        assert [one.shape[0] for one in photos[1:]] == [20, 40]
+        paths[0].write_bytes(b"")
+        paths[2].write_text("no picture")
+        with pytest.raises(InputError) as caught:
+            image.Photos.at(paths)
+        assert [problem.where for problem in caught.value.problems] == [str(paths[0]), str(paths[2])]
 
 
 STEPS = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.uint8)

@@ -143,6 +143,29 @@ def test_what_is_not_calibrated_is_said(
     assert done.exit_code == 0 and "was not calibrated" not in done.stderr
 
 
+def test_each_file_has_the_calibration_of_the_run(colours: Path, keys: Path, tmp_path: Path) -> None:
+    folder, key = tmp_path / "run", Key.read(keys / "k")
+    shutil.copytree(colours, folder)
+    artefacts.export(folder, "fp16", 8)
+
+    def refused() -> list[tuple[str, str]]:
+        with pytest.raises(InputError, match="was exported with another calibration") as caught:
+            pack.pack(folder, tmp_path / "c.akb", [key], Options())
+        return [(one.where, one.mend) for one in caught.value.problems]
+
+    half = str(folder / "model.fp16.onnx"), f"export it again: agrikd export fp16 {folder}"
+    whole = str(folder / "model.onnx"), f"export it again: agrikd export onnx {folder}"
+    Run.open(folder).write_calibration(Calibration(1.5, *[0.5] * 6, 40, "val"))
+    assert refused() == [whole, half]
+    artefacts.export(folder, "fp32", 8)
+    assert refused() == [half]
+    artefacts.export(folder, "fp16", 8)
+    Run.open(folder).write_calibration(Calibration(2.5, *[0.5] * 6, 40, "val"))
+    assert refused() == [whole, half]
+    artefacts.export(folder, "fp16", 8)
+    assert pack.pack(folder, tmp_path / "c.akb", [key], Options()).spec.calibration == Run.open(folder).calibration
+
+
 def test_a_stranger_s_signature_is_exit_code_nine(run: Path, keys: Path, tmp_path: Path) -> None:
     Key.new(tmp_path / "stranger")
     pack.pack(run, tmp_path / "c.akb", [Key.read(tmp_path / "stranger")], Options(seq=1))

@@ -233,6 +233,33 @@ def test_another_folder_is_left_alone(tmp_path: Path, registry: Registry, own: P
         wheelhouse.make(tmp_path / "mine", [JP6], own)
 
 
+HASH = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f"{HASH}  debian-13.iso\n",
+        f"{HASH}  ../victim-1.0-py3-none-any.whl\n",
+        f"{HASH}  {{}}/victim.whl\n{HASH}  a-1.0-py3-none-any.whl\n",
+        f"{HASH} *ubuntu.iso\n",
+        "\n",
+        "",
+    ],
+)
+def test_another_folder_s_sums_are_no_plan(lines: str, tmp_path: Path, registry: Registry, own: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for path in (folder / "debian-13.iso", tmp_path / "victim-1.0-py3-none-any.whl", tmp_path / "victim.whl"):
+        path.write_text("precious")
+    (folder / SUMS).write_text(lines.format(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="exists and is not empty"):
+        wheelhouse.make(folder, [JP6], own)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not registry.asked
+
+
 def test_the_verb(tmp_path: Path, registry: Registry, own: Path) -> None:
     words = ["deploy", "wheelhouse", str(tmp_path / "out"), "--python", "3.10", "--wheel", str(own), "--json"]
     done = CliRunner().invoke(app, words)

@@ -189,12 +189,12 @@ def device_report(
     Example: agrikd device-report model.onnx model.fp16.onnx --photos photos
     """
     from agrikd import device_report as reporting
-    from agrikd import image
+    from agrikd.image import Photos
 
     found = sorted(path for path in photos.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not found:
         raise InputError(Problem(str(photos), "holds no photo (.jpg, .png)", "name a folder of some photos"))
-    made = reporting.report(models, image.read_all(found[:200]), minutes)
+    made = reporting.report(models, Photos.at(found[:200]), minutes)
     files.write_json(out, made)
     console.say(f"{reporting.row(made)}\nreport: {out}")
 

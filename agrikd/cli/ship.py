@@ -26,7 +26,15 @@ def register(app: typer.Typer) -> None:
     app.command()(flash)
 
 
-KeyFiles = Annotated[list[Path], typer.Option("--key", help="A signing key; may be given twice.", show_default=False)]
+KeyFiles = Annotated[
+    list[Path],
+    typer.Option(
+        "--key",
+        help="A signing key; may be given twice. The passphrase of a locked season.key is read from "
+        "$AGRIKD_PASSPHRASE_SEASON, else $AGRIKD_PASSPHRASE.",
+        show_default=False,
+    ),
+]
 BundleFile = Annotated[Path, typer.Argument(help="A bundle (.akb).", show_default=False)]
 
 
@@ -36,7 +44,11 @@ def keys_new(
         Path | None, typer.Option(help="Also make a root of trust with this key alone, for new devices.")
     ] = None,
     locked: Annotated[
-        bool, typer.Option(help="Ask for a passphrase; later it is read from $AGRIKD_PASSPHRASE.")
+        bool,
+        typer.Option(
+            help="Ask for a passphrase; later it is read from $AGRIKD_PASSPHRASE, or $AGRIKD_PASSPHRASE_SEASON "
+            "for a season.key alone."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

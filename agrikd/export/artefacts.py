@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from agrikd import evaluate, files, image
+from agrikd import evaluate, files
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import ParityError
 from agrikd.export import fp16, int8, lint, onnx
+from agrikd.image import Photos
+from agrikd.predict.ort import OrtPredictor
 from agrikd.predict.torch import TorchPredictor
 from agrikd.run import Run
-from agrikd.types import Image
+from agrikd.types import ModelSpec
 
 Precision = Literal["fp32", "fp16", "int8", "int8f16"]
 FILES: dict[Precision, str] = {
@@ -85,27 +88,38 @@ def _write(folder: Path, precision: Precision, path: Path, count: int) -> str:
     if precision == "fp32":
         return str(onnx.export(source, path, photos(manifest, count)))
     reference = folder / FILES["fp32"]
-    if not reference.exists() or reference.stat().st_mtime < run.weights.stat().st_mtime:
+    if _outdated(reference, run, source.spec):
         export(folder, "fp32", count)
     if precision == "fp16":
         return str(fp16.export(source, reference, path, photos(manifest, count)))
     split = "test" if manifest.indices("test", labelled=True) else "val"
     rows = manifest.indices(split, labelled=True)
     truth = evaluate.truth_of(manifest, rows, source.spec, split)
-    judged = int8.Labelled([manifest.photo(row) for row in rows], truth)
+    judged = int8.Labelled(_read_later(manifest, rows), truth, evaluate.groups_of(manifest, rows))
     return str(int8.export(reference, path, source.spec, _spread(manifest), judged, precision))
 
 
-def photos(manifest: Manifest, count: int) -> list[Image]:
+def _outdated(reference: Path, run: Run, spec: ModelSpec) -> bool:
+    """Whether FP32 is not there, or is of earlier weights or another calibration."""
+    if not reference.exists() or reference.stat().st_mtime < run.weights.stat().st_mtime:
+        return True
+    return OrtPredictor(reference).spec != spec
+
+
+def photos(manifest: Manifest, count: int) -> Photos:
     """The first photos of test, then val, then train."""
     rows = [row for split in ("test", "val", "train") for row in manifest.indices(split)]
-    return image.read_all([manifest.file(row) for row in rows[:count]])
+    return Photos.at([manifest.file(row) for row in rows[:count]])
 
 
-def _spread(manifest: Manifest) -> list[Image]:
+def _spread(manifest: Manifest) -> Photos:
     """Photos from all over the train split, with or without labels."""
     rows = manifest.indices("train")
-    return [manifest.photo(row) for row in rows[:: max(1, len(rows) // _CALIBRATION)][:_CALIBRATION]]
+    return _read_later(manifest, rows[:: max(1, len(rows) // _CALIBRATION)][:_CALIBRATION])
+
+
+def _read_later(manifest: Manifest, rows: Sequence[int]) -> Photos:
+    return Photos([partial(manifest.photo, row) for row in rows])
 
 
 def _readable(path: Path, precision: Precision) -> tuple[str, ...]:

@@ -90,10 +90,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Photos and what is on them: truth [N], places in the classes or numbers."""
+    """Photos and what is on them: truth [N], places in the classes or numbers. groups: [N] names of what is resampled
+    together (plants, plots); None where each photo stands alone."""
 
     images: Sequence[Image]
     truth: NDArray[Any]
+    groups: Sequence[str] | None = None
 
 
 def export(
@@ -188,14 +190,14 @@ def widen(path: Path) -> None:
 
 
 def loss(before: Predictor, after: Predictor, judged: Labelled) -> Loss:
-    """How much worse `after` is than `before` on labelled photos, by a paired bootstrap over the photos."""
+    """How much worse `after` is than `before` on labelled photos, by a paired bootstrap over them or their groups."""
     scale = before.spec.scale
     a, b = (
         np.array([_answer(predictor([one])[0], scale is not None) for one in console.track(judged.images, what)])
         for predictor, what in ((before, "FP32"), (after, "eight bits"))
     )
     classes = None if scale else len(before.spec.classes)
-    pair = Pair(judged.truth, a[None], b[None], classes)
+    pair = Pair(judged.truth, a[None], b[None], classes, judged.groups)
     difference = intervals.paired_bootstrap(pair, np.random.default_rng(0))
     if classes is None:
         score, unit = metrics.mae(judged.truth, a), scale.unit if scale else ""

@@ -134,6 +134,8 @@ def read(path: Path) -> Graph:
         model = onnx.load(path)
     except (OSError, DecodeError) as error:
         raise InputError(Problem(str(path), f"is no readable ONNX file ({error})", "export it again")) from None
+    except onnx.checker.ValidationError as error:
+        raise InputError(Problem(str(path), f"lacks weights ({error})", "copy its .data file beside it")) from None
     with contextlib.suppress(onnx.shape_inference.InferenceError, ValueError):  # the rules say what it stumbles over
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     inside, stored = model.graph, {one.name for one in model.graph.initializer}

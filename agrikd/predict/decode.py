@@ -32,9 +32,9 @@ def decode(
         candidates: tuple[int, ...] = (int(order[0]),)
         unsure = None
         if calibration and not spec.scale:
-            within = tuple(int(c) for c in order if 1 - p[c] <= calibration.conformal_quantile)
+            within = tuple(int(c) for c in order if 1 - float(p[c]) <= calibration.conformal_quantile)
             candidates = within or candidates
-            unsure = bool(p[order[0]] < calibration.abstain_below)
+            unsure = float(p[order[0]]) < calibration.abstain_below  # in float32 `NEVER` would be 1
         top = int(order[0])
         made.append(Prediction(logits[row], p, embeddings[row], top, candidates, unsure, unknown, *numbers[row]))
     return made

@@ -104,7 +104,7 @@ class TrtPredictor:
         doubt: Doubt | None = None,
     ) -> None:
         self._path, self._limits, self._doubt = path, limits or Limits(), doubt
-        self._artefact = files.sha256(path.read_bytes())
+        self._artefact = files.sha256(files.read_bytes(path))
         self._standby = OrtPredictor(path, threads)
         self.spec, self.parameters, self.size_bytes = (
             self._standby.spec,
@@ -156,6 +156,8 @@ class TrtPredictor:
             return self._standby([one])[0]
         try:
             said = self._engine(image=as_input(one, self.spec))
+            if not np.isfinite(said["logits"]).all():
+                raise DeviceError("the engine's logits are not finite numbers")
             return decode(said["logits"], said["embedding"], [one], self.spec)[0]
         except DeviceError as error:
             self._fail(str(error))

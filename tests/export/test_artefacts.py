@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from typer.testing import CliRunner
 
-from agrikd import files
+from agrikd import files, image, known
 from agrikd.cli import app
+from agrikd.data import manifest as manifests
 from agrikd.errors import ParityError
-from agrikd.export import artefacts, fp16, lint
+from agrikd.export import artefacts, fp16, int8, lint
+from agrikd.predict.ort import OrtPredictor
+from agrikd.run import Run
+from agrikd.types import Calibration
 
 
 def agrikd(*words: object, code: int = 0) -> Any:
@@ -50,6 +56,46 @@ def test_each_precision_is_made_and_recorded(run: Path) -> None:
     agrikd("evaluate", run, "--split", "test", "--report", report)
     page = report.read_text()
     assert "What it was exported as" in page and page.count("model.fp16.onnx") == 1
+
+
+def test_fp32_is_made_again_on_the_way_where_the_calibration_is_another(run: Path) -> None:
+    artefacts.export(run, "fp16", 2)
+    before = (run / "model.onnx").stat().st_ino
+    artefacts.export(run, "fp16", 2)
+    assert (run / "model.onnx").stat().st_ino == before
+    seen = known.fit(np.random.default_rng(0).normal(size=(120, 50)).astype(np.float32), np.arange(120), 0).known
+    calibration = Calibration(1.5, *[0.5] * 6, 40, "val", seen)
+    Run.open(run).write_calibration(calibration)
+    for _ in range(2):
+        artefacts.export(run, "fp16", 2)
+        said = [OrtPredictor(run / name).spec.calibration for name in ("model.onnx", "model.fp16.onnx")]
+        assert said == [calibration] * 2
+    assert (run / "model.onnx").stat().st_ino != before
+
+
+def test_eight_bits_are_judged_by_the_manifest_s_groups(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Run.open(run).recipe
+    manifest = manifests.read(recipe.data.manifest, recipe.data.root)
+    rows = [dataclasses.replace(row, group=f"{row.split} {number // 4}") for number, row in enumerate(manifest.rows)]
+    monkeypatch.setattr(manifests, "read", lambda *_: dataclasses.replace(manifest, rows=tuple(rows)))
+    asked = []
+    monkeypatch.setattr(int8, "export", lambda *words: asked.append(words) or "")
+    artefacts._write(run, "int8", run / "model.int8.onnx", 2)
+    judged = asked[0][4]
+    assert judged.groups == [rows[row].group for row in manifest.indices("test", labelled=True)]
+    assert len(judged.images) == len(judged.truth) == len(judged.groups) == 24
+
+
+def test_photos_are_not_held_in_memory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, read = Run.open(run).recipe, list[str]()
+    manifest = manifests.read(recipe.data.manifest, recipe.data.root)
+    decode = image.decode
+    monkeypatch.setattr(image, "decode", lambda data, where: read.append(where) or decode(data, where))
+    some, spread = artefacts.photos(manifest, 8), artefacts._spread(manifest)
+    assert (len(some), len(spread), read) == (8, 42, [])
+    np.testing.assert_array_equal(some[3], manifest.photo(manifest.indices("test")[3]))
+    np.testing.assert_array_equal(spread[-1], manifest.photo(manifest.indices("train")[-1]))
+    assert len(read) == 4
 
 
 def test_what_is_dropped_is_recorded_with_its_reason(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,22 @@ def test_few_photos_do_not_prove_that_little_is_lost(reference: Path, photos: li
     assert not same.passed and str(same) == (
         "10 photos: 0.00 points of macro-F1 lost, at most 0.00 (3.00 allowed); 100 photos are needed"
     )
+
+
+def test_photos_of_one_plant_are_drawn_together() -> None:
+    """Ten plants, of which one is answered otherwise on each of its photos: ten photos tell no more than one."""
+    photos = [np.full((8, 8, 3), n, np.uint8) for n in range(100)]
+    one, plants = FakePredictor(SPEC), [f"plant {n // 10}" for n in range(100)]
+    truth = np.array([said.top for said in one(photos)])
+
+    class Stumbles(FakePredictor):
+        def __call__(self, images: Any) -> Any:
+            (said,) = super().__call__(images)
+            return [dataclasses.replace(said, top=(said.top + int(images[0].max() < 10)) % 3)]
+
+    found = [int8.loss(one, Stumbles(SPEC), int8.Labelled(photos, truth, own)).difference for own in (None, plants)]
+    assert found[0].mean == found[1].mean < 0
+    assert found[1].high - found[1].low > 3 * (found[0].high - found[0].low)
 
 
 def test_numbers_are_judged_by_their_error() -> None:

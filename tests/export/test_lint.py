@@ -467,6 +467,15 @@ def test_the_fp32_export_is_for_every_release(name: str, size: int, tmp_path: Pa
     assert lint(path) == []
 
 
+def test_weights_that_were_left_behind_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(plain().model(), path, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    assert lint(path) == []
+    (tmp_path / "net.onnx.data").unlink()
+    with pytest.raises(InputError, match=r"net\.onnx: lacks weights (.|\n)*→ copy its \.data file beside it"):
+        lint(path)
+
+
 class Noise(CalibrationDataReader):
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

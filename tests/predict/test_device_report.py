@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from agrikd import device_report, image
 from agrikd.cli import app
+from agrikd.predict._base import FakePredictor
+from agrikd.types import ModelSpec
 
 
 @pytest.fixture
@@ -60,6 +62,26 @@ def test_a_build_that_fails_stands_in_the_report(device: Any, model: Path, folde
     (one,) = device_report.report([model], photos, 0, tmp_path / "cache")["models"]
     assert "the builder gave no engine" in one["build"]["failed"]
     assert one["backend"].startswith("onnxruntime (no engine: ") and one["parity"]["flipped"] == 0
+
+
+def test_photos_are_not_held_in_memory_and_reading_them_is_not_timed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, read = sorted(folder.glob("*.jpg")) * 5, list[str]()
+    decode = image.decode
+    monkeypatch.setattr(image, "decode", lambda data, where: read.append(where) or decode(data, where))
+    fake: Any = FakePredictor(ModelSpec("leaves", "classification", ("blight", "rust"), (32, 32)))
+    found = device_report._latency(fake, image.Photos.at(paths), 0.05)
+    assert found["latency"]["frames"] > 8 and len(read) == 8
+
+
+def test_all_photos_that_cannot_be_read_are_said_before_an_engine_is_built(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 2):
+        (folder / f"{number}.jpg").write_text("no picture")
+    done = CliRunner().invoke(app, ["device-report", str(model), "--photos", str(folder)])
+    assert done.exit_code == 2 and "0.jpg" in done.stderr and "2.jpg" in done.stderr and "1.jpg" not in done.stderr
 
 
 def test_a_folder_without_photos_is_said(model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from agrikd import files
-from agrikd.errors import DeviceError
+from agrikd.errors import DeviceError, InputError
 from agrikd.predict import _build, open_predictor, trt
 from agrikd.predict._cudart import Cuda
 from agrikd.predict._engines import _KEPT as KEPT
@@ -235,6 +235,20 @@ def test_an_engine_that_fails_while_it_runs(device: Any, model: Path, photos: li
     assert predictor.wait(SECONDS)
     same(predictor(photos), OrtPredictor(model)(photos))
     assert "did not run the engine" in predictor.backend
+
+
+@pytest.mark.parametrize("off", [float("nan"), float("inf")])
+def test_an_engine_that_overflows(device: Any, model: Path, photos: list[Image], tmp_path: Path, off: float) -> None:
+    device.fails(off=off)
+    predictor = TrtPredictor(model, tmp_path)
+    assert predictor.wait(SECONDS)
+    same(predictor(photos), OrtPredictor(model)(photos))
+    assert predictor.backend == "onnxruntime (no engine: the engine's logits are not finite numbers)"
+
+
+def test_a_file_that_is_not_there_is_said(device: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such file"):
+        open_predictor(tmp_path / "absent.onnx")
 
 
 def test_a_device_without_memory(device: Any, model: Path, photos: list[Image], tmp_path: Path) -> None:
