@@ -12,7 +12,7 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from agrikd.records import NOT_A_PLANT, PICKED, UNSURE, Label
 Kind = Literal["disagreement", "doubt", "not a plant", "random"]
 KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+_SHOWN = 20
 _LOOK_AT = 20_000
 """Kept pictures, the newest; what is older is not asked about."""
 
@@ -102,7 +103,7 @@ def kind_of(one: Kept) -> Kind | None:
 
 @dataclass(frozen=True)
 class Exported:
-    """gone: frames whose pictures are no longer there. assumptions: in words."""
+    """gone: frames whose pictures are no longer there, or no longer what was labelled. assumptions: in words."""
 
     manifest: Path
     rows: tuple[Row, ...]
@@ -127,7 +128,7 @@ class Exported:
 
 COLUMNS = (
     *("frame", "local", "camera", "field", "plot", "session", "label", "label_by", "label_t", "source", "note"),
-    *("student", "student_p", "student_model", "teacher", "teacher_p", "teacher_model", "kind", "file"),
+    *("student", "student_p", "student_model", "teacher", "teacher_p", "teacher_model", "kind", "file", "sha256"),
 )
 
 
@@ -151,8 +152,9 @@ def _line(one: Kept, label: Label) -> dict[str, Any]:
     place = {"camera": one.camera, "field": one.field, "plot": one.plot}
     who = {"label": label.label, "label_by": label.who, "label_t": f"{label.t:.3f}", "source": label.source}
     session = " ".join(text for text in (one.camera, one.field, one.local[:10]) if text)
-    own = {"frame": one.frame, "local": one.local, "session": session, "kind": kind_of(one) or "", "file": one.file}
-    return {**own, **place, **who, "note": label.note, **said}
+    own = {"frame": one.frame, "local": one.local, "session": session, "kind": kind_of(one) or ""}
+    held = {"file": one.file, "sha256": one.sha256}
+    return {**own, **held, **place, **who, "note": label.note, **said}
 
 
 def export(
@@ -166,13 +168,17 @@ def export(
 
     folder: of the records. shares: of the splits, by default 70, 10 and 20 %; where the sessions are too few for
     that, all rows train, and the answer says so. called: what the recipe's commands call `out`. Frames that nobody is
-    sure of are left out; of equal pictures one is taken, and none where their labels differ.
+    sure of are left out, and pictures that are no longer what was labelled; of equal pictures one is taken, and none
+    where their labels differ.
     Raises `InputError` where nothing is labelled or `out` holds something; then nothing is written.
     """
     files.require_free(out)
     said = table(db)
     found, gone = _by_content(folder, [line for line in said if line["label"] != UNSURE])
     agreed, left_out = _agreed(found)
+    if gone:
+        shown = f"{', '.join(map(str, gone[:_SHOWN]))}{' …' * (len(gone) > _SHOWN)}"
+        left_out.append(f"left out {len(gone)} pictures that are gone, or not what was labelled: frames {shown}")
     if all(line["label"] == NOT_A_PLANT for line in agreed.values()):
         mend = "; ".join(left_out) or "label some on the page Review"
         raise InputError(Problem(str(folder), "holds no labelled photo of a plant", mend))
@@ -193,13 +199,14 @@ def export(
 
 
 def _by_content(folder: Path, said: Iterable[dict[str, Any]]) -> tuple[dict[str, list[dict[str, Any]]], list[int]]:
-    """The lines of each picture by its digest, and the frames whose pictures are gone."""
+    """The lines of each picture by its digest, and the frames whose pictures are gone, or are others by now."""
     found: dict[str, list[dict[str, Any]]] = {}
     gone = []
     for line in said:
-        try:
-            found.setdefault(files.sha256_of(folder / line["file"]), []).append(line)
-        except FileNotFoundError:
+        path = folder / line["file"]
+        if path.is_file() and files.sha256_of(path) == line["sha256"]:
+            found.setdefault(line["sha256"], []).append(line)
+        else:
             gone.append(line["frame"])
     return found, gone
 
@@ -222,12 +229,20 @@ def _row(series: str, digest: str, line: Mapping[str, Any]) -> Row:
 
 
 def _split(manifest: Manifest, shares: Mapping[str, float]) -> tuple[Manifest, tuple[str, ...]]:
+    """The plants are dealt, and then what is no plant, which may not teach, joins what judges: else one such picture
+    would take all of its day out of training."""
+    plants = tuple(row for row in manifest.rows if row.target != NOT_A_PLANT)
     try:
-        return splits.stratified(manifest, shares, 0), ()
+        dealt = splits.stratified(Manifest(plants, manifest.root), shares, 0).rows
+        said = []
     except InputError as error:
         why = "; ".join(one.said for one in error.problems)
-        plants = tuple(row for row in manifest.rows if row.target != NOT_A_PLANT)
-        left = len(manifest.rows) - len(plants)
-        said = [f"too few days of capture for a split ({why}): all photos train"]
-        said += [f"{left} pictures of no plant are left out: only val and test may hold them"] if left else []
-        return Manifest(plants, manifest.root), tuple(said)
+        dealt, said = plants, [f"too few days of capture for a split ({why}): all photos train"]
+    split_of = {row.group: row.split for row in dealt}
+    split_of |= {row.group: "train" if said else "test" for row in manifest.rows if row.group not in split_of}
+    strange = (replace(row, split=split_of[row.group]) for row in manifest.rows if row.target == NOT_A_PLANT)
+    judging = [row for row in strange if row.split != "train"]
+    if left := len(manifest.rows) - len(plants) - len(judging):
+        said.append(f"left out {left} pictures of no plant, which may only judge: the rest of their day trains")
+    rows = sorted((*dealt, *judging), key=lambda row: row.path)
+    return Manifest(tuple(rows), manifest.root), tuple(said)

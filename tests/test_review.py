@@ -117,19 +117,29 @@ def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder:
 def test_labels_become_photos_whose_sessions_stay_together(
     db: sqlite3.Connection, folder: Path, tmp_path: Path
 ) -> None:
-    """Thirty sessions; some frames unsure, some no plant, one whose picture is gone."""
+    """Thirty sessions; some frames unsure, some no plant, one whose picture is gone, two that were damaged since."""
     rng, said = np.random.default_rng(0), {}
     for frame in range(300):
         add(db, folder, frame, opinion("small", 0))
         label = [*CLASSES, UNSURE, NOT_A_PLANT][rng.choice(5, p=(0.4, 0.3, 0.2, 0.05, 0.05))]
         said[frame] = str(label)
         say(db, frame, said[frame])
-    (folder / "pictures" / "7.jpg").unlink()
+    lost = [f for f, label in said.items() if label in CLASSES][:3]
+    (folder / "pictures" / f"{lost[0]}.jpg").unlink()
+    (folder / "pictures" / f"{lost[1]}.jpg").write_bytes(b"")
+    (folder / "pictures" / f"{lost[2]}.jpg").write_bytes((folder / "pictures" / "299.jpg").read_bytes())
     made = review.export(db, folder, tmp_path / "out")
-    assert made.gone == (7,) and made.assumptions == ()
+    numbers = ", ".join(map(str, lost))
+    assert made.gone == tuple(lost)
+    assert made.assumptions[0] == f"left out 3 pictures that are gone, or not what was labelled: frames {numbers}"
     manifest = manifests.read(made.manifest)
-    want = {f: label for f, label in said.items() if label != UNSURE and f != 7}
-    assert {int(row.path[-13:-4]): row.target for row in manifest.rows} == want
+    want = {f: label for f, label in said.items() if label in CLASSES and f not in lost}
+    assert {int(row.path[-13:-4]): row.target for row in manifest.rows if row.target != NOT_A_PLANT} == want
+    strange = [row for row in manifest.rows if row.target == NOT_A_PLANT]
+    left = sum(label == NOT_A_PLANT for label in said.values()) - len(strange)
+    assert strange and left and made.assumptions[1].startswith(f"left out {left} pictures of no plant")
+    train = sum(row.split == "train" for row in manifest.rows) / len(want)
+    assert 0.6 < train < 0.8, "one picture of no plant does not take its day out of training"
     splits: dict[str, set[str]] = {}
     for place, row in enumerate(manifest.rows):
         splits.setdefault(row.group, set()).add(row.split)
@@ -226,6 +236,14 @@ def test_the_export_leads_on_to_training(db: sqlite3.Connection, folder: Path, t
     loaded = jobs.load(recipe)
     assert loaded.name == "2027" and jobs.open_manifest(loaded).classes == (CLASSES[0], "healthy")
     assert f"agrikd distill {recipe} --teacher {tmp_path}/2027/runs/2027-teacher" in recipe.read_text()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"no database" * 1000])
+def test_records_that_are_damaged_are_said(tmp_path: Path, damaged: bytes) -> None:
+    files.write_bytes(tmp_path / "field" / "records" / records.DATABASE, damaged)
+    done = CliRunner().invoke(app, ["data", "from-field", str(tmp_path / "field"), "--out", str(tmp_path / "2027")])
+    assert done.exit_code == InputError.exit_code and "records.db: cannot be read" in " ".join(done.stderr.split())
+    assert not (tmp_path / "2027").exists()
 
 
 def test_a_spreadsheet_gets_no_formula() -> None:

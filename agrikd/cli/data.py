@@ -226,13 +226,18 @@ def from_field(
     Example: agrikd data from-field field --out season-2027
     """
     import contextlib
+    import sqlite3
 
     from agrikd import records, review
     from agrikd.device.station import RECORDS
 
     kept = folder / RECORDS
-    with contextlib.closing(records.read(kept)) as db:
-        made = review.export(db, kept, out)
+    try:
+        with contextlib.closing(records.read(kept)) as db:
+            made = review.export(db, kept, out)
+    except sqlite3.Error as error:
+        mend = "copy the folder again; an agent that starts there sets it aside and begins anew"
+        raise InputError(Problem(str(kept / records.DATABASE), f"cannot be read ({error})", mend)) from None
     for sentence in made.assumptions:
         console.say(f"· {sentence}")
     show(as_json, made.to_json(), str(made.manifest), ("label", "train", "val", "test"), made.counts)
