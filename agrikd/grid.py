@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from agrikd import distill
 from agrikd.data.manifest import Manifest
 from agrikd.errors import InputError, Problem
 from agrikd.gate import CONTROL
-from agrikd.jobs import open_manifest
+from agrikd.jobs import open_loader, open_manifest
 from agrikd.nets import from_timm
-from agrikd.recipe import MOST_SIGMA, GateSpec, MethodSpec, NetSpec, PoolSpec, Recipe
+from agrikd.nets.sources import open_net
+from agrikd.recipe import MOST_SIGMA, GateSpec, MethodSpec, NetSpec, PoolSpec, Recipe, problems_of
+from agrikd.tasks import open_task
 
 ALONE, SMOOTHED, WIDER, RANDOM_HEAD, TEACHER = "alone", "label smoothing", "wider labels", "random head", "teacher"
 POOL = " + unlabelled"
@@ -113,6 +117,8 @@ def _unfit(recipe: Recipe) -> Iterator[Problem]:
     if not _taught(recipe.method) or not recipe.teachers or recipe.teachers[0].timm is None:
         mend = "method: {name: kd}, and teachers: with a timm model"
         yield Problem(f"{recipe.name}: method", "compare needs a method with a teacher to be taught", mend)
+    if recipe.student.timm is None:
+        yield Problem(f"{recipe.name}: student", "compare trains it anew, and it is a Run", "name a timm model")
     if len(recipe.teachers) > 1:
         mend = "leave one; several that were taught can be compared with: agrikd distill"
         yield Problem(f"{recipe.name}: teachers", f"are {len(recipe.teachers)}; compare teaches one", mend)
@@ -140,6 +146,8 @@ def _unfit_for(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
                 wrong,
                 f"choose others of {', '.join(distill.names())}",
             )
+    for name in _nets(recipe, plan):
+        yield from _unfit_student(recipe, manifest, name)
     folds = recipe.teach.folds
     few = [n for n in _labels(recipe, plan) if n is not None and n < folds and not numbers]
     if few and not manifest.indices("val", labelled=True):
@@ -147,11 +155,20 @@ def _unfit_for(recipe: Recipe, plan: Plan) -> Iterator[Problem]:
         yield Problem("--labels", wrong, f"ask for {folds} or more, or set teach.folds={max(2, min(few))}")
 
 
+def _unfit_student(recipe: Recipe, manifest: Manifest, name: str) -> Iterator[Problem]:
+    try:
+        open_loader(recipe, manifest, [open_net(_student(recipe, name), open_task(recipe.task, manifest).classes)])
+    except ValidationError as error:
+        yield from problems_of(error, NetSpec, f"--students {name}")
+    except InputError as error:
+        yield from error.problems
+
+
 def _of_seed(recipe: Recipe, plan: Plan, out: Path, seed: int) -> Iterator[Cell]:
     for labels in _labels(recipe, plan):
         own = _with_labels(recipe, labels)
         manifest = open_manifest(_seeded(own, seed))
-        for name in plan.students or (str(recipe.student.timm),):
+        for name in _nets(recipe, plan):
             place = _place(recipe, labels, name)
             folder = _folder(out, recipe.name, labels, seed)
             for arm, made in _arms(own.model_copy(update={"student": _student(recipe, name)}), plan, manifest):
@@ -190,6 +207,10 @@ def _arms(recipe: Recipe, plan: Plan, manifest: Manifest) -> Iterator[tuple[str,
 def _taught(spec: MethodSpec) -> bool:
     """Whether some of it learns from a teacher that was taught before and stays as it is."""
     return any(one.needs_teacher and not one.teachers_learn for one in distill.methods(spec))
+
+
+def _nets(recipe: Recipe, plan: Plan) -> tuple[str, ...]:
+    return plan.students or (str(recipe.student.timm),)
 
 
 def _student(recipe: Recipe, name: str) -> NetSpec:

@@ -321,7 +321,8 @@ class Study:
         tried: dict[str, set[tuple[str, int | None]]] = defaultdict(set)
         for arm in self.arms:
             tried[arm.arm].add((arm.place.data, arm.place.labels))
-        shared = set.intersection(*tried.values())
+        if not (shared := set.intersection(*tried.values())):
+            return
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for arm in self.arms:
             if (arm.place.data, arm.place.labels) in shared:

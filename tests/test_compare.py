@@ -230,6 +230,15 @@ def test_wider_labels_stay_within_what_a_recipe_may_say(recipe: Recipe, tmp_path
     assert Recipe.model_validate(wider.model_dump()).task.sigma == 16
 
 
+def test_students_that_cannot_be_are_refused_before_anything_is_taught(recipe: Recipe, tmp_path: Path) -> None:
+    both = refused(recipe, Plan(students=("test_resnet=bogus", f"test_resnet={tmp_path / 'missing.safetensors'}")))
+    assert "--students test_resnet=bogus" in both and "missing.safetensors: there is no such file" in both
+    larger = recipe.model_copy(update={"student": NetSpec(timm="test_resnet", input_size=(64, 64))})
+    assert "data.size: is 32 × 32, smaller than a net's input of 64 × 64" in refused(larger, Plan())
+    own = recipe.model_copy(update={"student": NetSpec(run=tmp_path)})
+    assert "leaves: student: compare trains it anew, and it is a Run" in refused(own, Plan())
+
+
 def test_no_worker_outlives_a_study_that_was_killed(tmp_path: Path) -> None:
     """It would train on, beside the study that is begun again, into the same folders."""
     (tmp_path / "work.py").write_text(
