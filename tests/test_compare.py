@@ -230,6 +230,16 @@ def test_wider_labels_stay_within_what_a_recipe_may_say(recipe: Recipe, tmp_path
     assert Recipe.model_validate(wider.model_dump()).task.sigma == 16
 
 
+def test_methods_that_share_no_data_are_not_drawn_against_their_cost() -> None:
+    weeds = Place("weeds", 20, "student"), Place("weeds", 20, "big")
+    wrong = [(TAUGHT, TEACHER, 5), (PLACE, ALONE, 9), (PLACE, "kd", 8)]
+    wrong += [(weeds[1], TEACHER, 5), (weeds[0], ALONE, 9), (weeds[0], "dkd", 8)]
+    runs = [judged(place, arm, seed, n) for seed in range(3) for place, arm, n in wrong]
+    splits = dict.fromkeys(("leaves", "weeds"), Split(3, None))
+    assert not [*summed_up(runs, (100,), COSTS, splits)._trades()]
+    assert [name for name, _ in study(9, 8, 5)._trades()] == ["cost_ms_per_image", "cost_size_bytes"]
+
+
 def test_students_that_cannot_be_are_refused_before_anything_is_taught(recipe: Recipe, tmp_path: Path) -> None:
     both = refused(recipe, Plan(students=("test_resnet=bogus", f"test_resnet={tmp_path / 'missing.safetensors'}")))
     assert "--students test_resnet=bogus" in both and "missing.safetensors: there is no such file" in both
