@@ -35,9 +35,9 @@ class Eye:
 
 @dataclass(frozen=True)
 class Wrong:
-    """Something to look at. what: "agent", "model", "lost", "old", "aide", "said", "expired", "hot", "disk", "memory"
-    or "dropped". name: of the camera, or of what runs beside the agent. why: in the device's words; of "expired" the
-    day. number: °C, seconds, the share that is free, or how many frames."""
+    """Something to look at. what: "agent", "model", "lost", "old", "aide", "said", "expired", "hot", "disk", "memory",
+    "dropped" or "twin". name: of the camera, or of what runs beside the agent. why: in the device's words; of "expired"
+    the day. number: °C, seconds, the share that is free, or how many frames."""
 
     what: str
     name: str = ""

@@ -9,24 +9,22 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from agrikd import files, image, records
 from agrikd.access import Visitor
-from agrikd.condition import LAST_T, Condition, Eye, at, clock, number, text
+from agrikd.condition import Condition, Eye, clock
 from agrikd.device import installer, settings, support, vitals
 from agrikd.device.post import AwayError, Server
 from agrikd.device.settings import HubSettings
 from agrikd.device.station import RECORDS
 from agrikd.device.store import PENDING, SETTINGS, State, Store
-from agrikd.device.sync import NO_SERIES
 from agrikd.errors import AgriKDError, DeviceError, InputError, Problem, StorageError
-from agrikd.records import Label
+from agrikd.heard import Beat, Member, Sight, beats, members, sights
 from agrikd.types import ModelSpec
 
 BEATS, FRAMES, LINES = 120, 50, 200
@@ -189,70 +187,6 @@ def _worded(folder: Path) -> Iterator[None]:
 # The devices of a hub
 
 
-@dataclass(frozen=True)
-class Member:
-    """A device at its newest heartbeat. series: of its database now; older: how many it had before. age_s: since it was
-    heard, None where it never was; stale: whether that is too long."""
-
-    device: str
-    series: str
-    age_s: float | None
-    stale: bool
-    condition: Condition
-    older: int = 0
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the device can read its records."""
-        return self.series != NO_SERIES
-
-    @property
-    def path(self) -> str:
-        """Of what the hub holds of it."""
-        return f"/hub/{quote(self.device, safe='')}/{quote(self.series, safe='')}"
-
-
-@dataclass(frozen=True)
-class Beat:
-    """A heartbeat's numbers: °C, the share of memory in use, frames a second. None where it said none, and between two
-    that are so far apart that no line should join them."""
-
-    t: float
-    celsius: float | None = None
-    memory: float | None = None
-    fps: float | None = None
-
-
-@dataclass(frozen=True)
-class Said:
-    """A model's answer to a frame: the class's index or, where a number was asked for, the number."""
-
-    model: str
-    top: int
-    probability: float
-    value: float | None
-    unknown: bool
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A frame at the hub. local: the wall clock there. pictured: whether its picture has come."""
-
-    frame: int
-    local: str
-    camera: str
-    quality: str
-    student: Said | None
-    teacher: Said | None
-    label: str
-    pictured: bool
-
-    @property
-    def when(self) -> str:
-        """By the wall clock there, to the second."""
-        return self.local[:19].replace("T", " ")
-
-
 class Hub:
     """What a hub says. No page waits long for it: it is asked by threads, and what it said last is at hand."""
 
@@ -340,59 +274,3 @@ def _listed(body: bytes, where: str) -> list[object]:
         if isinstance(said := json.loads(body), list):
             return said
     raise AwayError(f"the answer of {where} is none of agrikd's")
-
-
-def members(told: Sequence[object]) -> list[Member]:
-    """From what GET /hub/devices says: each device once, as it was heard last; those that want a look come first."""
-    found: dict[str, Member] = {}
-    for one in told:
-        age_s = number(at(one, "age_s"))
-        stale = age_s is None or at(one, "stale") is not False
-        new = Member(text(at(one, "device")), text(at(one, "series")), age_s, stale, Condition.of(at(one, "vitals")))
-        old = found.get(new.device)
-        both = [new] if old is None else [old, new]
-        newest = min(both, key=lambda heard: math.inf if heard.age_s is None else heard.age_s)
-        found[new.device] = replace(newest, older=old.older + 1 if old else 0)
-    return sorted(found.values(), key=lambda one: (not one.stale, not one.condition.wrong, one.device))
-
-
-def beats(told: Sequence[object]) -> list[Beat]:
-    """From what GET …/heartbeats says, oldest first; a silence of more than three periods leaves a gap."""
-    made: list[Beat] = []
-    for one in reversed(told):
-        t, period_s, condition = number(at(one, "t")), number(at(one, "period_s")), Condition.of(at(one, "vitals"))
-        if t is None or not 0 <= t < LAST_T:
-            continue
-        if made and period_s and t - made[-1].t > 3 * period_s:
-            made.append(Beat((t + made[-1].t) / 2))
-        memory = None if condition.memory is None else 1 - condition.memory
-        made.append(Beat(t, condition.celsius, memory, condition.fps))
-    return made
-
-
-def sights(told: Sequence[object]) -> list[Sight]:
-    """From what GET …/frames says, in its order; of several labels the last word."""
-    made = []
-    for one in told:
-        if (frame := number(at(one, "id"))) is None:
-            continue
-        answers = {at(said, "role"): _said(said) for said in _items(at(one, "predictions"))}
-        said = ([text(at(said, key)) for key in ("key", "label", "note")] for said in _items(at(one, "labels")))
-        label = records.last_word(Label(key, 0, label, "", 0.0, "", note) for key, label, note in said)
-        local, camera, quality = (text(at(one, name)) for name in ("local", "camera", "quality"))
-        pictured = at(one, "picture", "held") == "whole"
-        own = answers.get("student"), answers.get("teacher")
-        made.append(Sight(int(frame), local, camera, quality, *own, label.label if label else "", pictured))
-    return made
-
-
-def _items(said: object) -> list[object]:
-    return said if isinstance(said, list) else []
-
-
-def _said(said: object) -> Said | None:
-    top, probability = number(at(said, "top")), number(at(said, "probability"))
-    if top is None or probability is None:
-        return None
-    value, unknown = number(at(said, "value")), bool(at(said, "unknown"))
-    return Said(text(at(said, "model")), int(top), probability, value, unknown)

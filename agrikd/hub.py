@@ -197,14 +197,17 @@ class Hub:
             return {"beyond": self._cursors(db, number), "wanted": wanted}
 
     def devices(self) -> list[dict[str, Any]]:
-        """Every source, each device's newest first: how long ago it was heard, and whether that is too long."""
-        newest = sa.select(BEATS.c.origin, sa.func.max(BEATS.c.id).label("id")).group_by(BEATS.c.origin).subquery()
-        joined = SOURCES.outerjoin(newest, newest.c.origin == SOURCES.c.number).outerjoin(
-            BEATS, (BEATS.c.origin == newest.c.origin) & (BEATS.c.id == newest.c.id)
-        )
+        """Every source, each device's newest first: how long ago it was heard, whether that is too long, and how long
+        ago it was heard first, as far as is known."""
+        ids = sa.func.max(BEATS.c.id).label("last"), sa.func.min(BEATS.c.id).label("first")
+        ends, first = sa.select(BEATS.c.origin, *ids).group_by(BEATS.c.origin).subquery(), BEATS.alias()
+        joined = SOURCES.outerjoin(ends, ends.c.origin == SOURCES.c.number)
+        for beat, number in ((BEATS, ends.c.last), (first, ends.c.first)):
+            joined = joined.outerjoin(beat, (beat.c.origin == ends.c.origin) & (beat.c.id == number))
         with _said(), self._engine.begin() as db:
-            chosen = sa.select(SOURCES, BEATS.c.t, BEATS.c.period_s, BEATS.c.vitals).select_from(joined)
-            found = [self._device(row) for row in db.execute(chosen).mappings()]
+            shown = first.c.t.label("first_t"), BEATS.c.t, BEATS.c.period_s, BEATS.c.vitals
+            rows = db.execute(sa.select(SOURCES, *shown).select_from(joined)).mappings()
+            found = [self._device(row) for row in rows]
         return sorted(found, key=lambda one: (one["device"], math.inf if one["age_s"] is None else one["age_s"]))
 
     def _device(self, row: sa.RowMapping) -> dict[str, Any]:
@@ -213,6 +216,7 @@ class Hub:
             "device": row["device"],
             "series": row["series"],
             "age_s": age_s,
+            "since_s": None if row["first_t"] is None else max(0.0, self._clock() - row["first_t"]),
             "stale": age_s is None or age_s > _STALE * row["period_s"],
             "vitals": json.loads(row["vitals"] or "{}"),
         }

@@ -32,7 +32,8 @@ from agrikd.device.desk import listening
 from agrikd.device.store import BusyError
 from agrikd.device.sync import NO_SERIES
 from agrikd.errors import AgriKDError, DeviceError, InputError, StorageError
-from agrikd.fleet import Beat, Hub, Member, Said, Sight
+from agrikd.fleet import Hub
+from agrikd.heard import Beat, Member, Said, Sight, beats, members, sights
 from agrikd.hub import Hub as Keeper
 from agrikd.hub import Source
 from agrikd.records import Place, Seen
@@ -115,11 +116,9 @@ JSON = st.recursive(
 def test_whatever_a_device_says_it_breaks_nothing(said: dict[str, Any]) -> None:
     for one in (Condition.of(said), Condition.of({"agent": said}), Condition.of({"agent": {"cameras": {"x": said}}})):
         assert isinstance(one.wrong, list) and (one.fps is None or one.fps == one.fps)
-    assert len(fleet.members([said, {"vitals": said}])) == 1
-    assert fleet.beats([said, {"t": 1, "vitals": said}])[-1].t == 1 or said.get("t") is not None
-    assert all(
-        isinstance(one, Sight) for one in fleet.sights([said, {"id": 1, "predictions": [said], "labels": [said]}])
-    )
+    assert len(members([said, {"vitals": said}])) == 1
+    assert beats([said, {"t": 1, "vitals": said}])[-1].t == 1 or said.get("t") is not None
+    assert all(isinstance(one, Sight) for one in sights([said, {"id": 1, "predictions": [said], "labels": [said]}]))
 
 
 def test_ages_in_words() -> None:
@@ -144,7 +143,7 @@ def test_a_device_is_there_once_as_it_was_heard_last() -> None:
         heard("away", NEW, 9000.0, True),
         heard("unborn", NO_SERIES, None, True),
     ]
-    found = fleet.members(told)
+    found = members(told)
     assert [(one.device, one.series, one.age_s, one.stale, one.older) for one in found] == [
         ("away", NEW, 9000.0, True, 0),
         ("unborn", NO_SERIES, None, True, 0),
@@ -155,11 +154,34 @@ def test_a_device_is_there_once_as_it_was_heard_last() -> None:
     assert Member("a/b", "?", 1.0, False, Condition(False)).path == "/hub/a%2Fb/%3F"
 
 
+def test_two_devices_of_one_name_are_said() -> None:
+    """A database that is heard after another one of the same name began is not that device's former one."""
+    told = [
+        heard("ubuntu", OLD, 4000.0, True) | {"since_s": 90_000.0},
+        heard("ubuntu", NEW, 5.0) | {"since_s": 80_000.0},
+        heard("anew", OLD, 400.0) | {"since_s": 90_000.0},
+        heard("anew", NEW, 5.0) | {"since_s": 399.0},
+        heard("hurt", NO_SERIES, 5.0) | {"since_s": 80_000.0},
+        heard("hurt", NEW, 40.0) | {"since_s": 80_000.0},
+        heard("long ago", OLD, 8 * 86_400.0, True) | {"since_s": 10 * 86_400.0},
+        heard("long ago", NEW, 5.0) | {"since_s": 9 * 86_400.0},
+    ]
+    found = {one.device: one for one in members(told)}
+    assert {name: one.twin for name, one in found.items()} == {
+        "ubuntu": True,
+        "anew": False,
+        "hurt": False,
+        "long ago": False,
+    }
+    assert [one.older for one in found.values()] == [1] * 4 and next(iter(found)) == "ubuntu"
+    assert [one.what for one in found["ubuntu"].wrong] == ["twin"]
+
+
 def test_a_silence_is_a_gap() -> None:
     told = [{"t": t, "period_s": 60, "vitals": vitals()} for t in (1000.0, 760.0, 700.0)]
     number = (62.5, 0.75, 9.5)
-    assert fleet.beats(told) == [Beat(700, *number), Beat(760, *number), Beat(880), Beat(1000, *number)]
-    assert fleet.beats([{"t": 1e12, "vitals": {}}, {"t": 1.0, "period_s": 60, "vitals": "x"}]) == [Beat(1.0)]
+    assert beats(told) == [Beat(700, *number), Beat(760, *number), Beat(880), Beat(1000, *number)]
+    assert beats([{"t": 1e12, "vitals": {}}, {"t": 1.0, "period_s": 60, "vitals": "x"}]) == [Beat(1.0)]
 
 
 def test_frames_and_what_was_said_of_them() -> None:
@@ -168,10 +190,10 @@ def test_frames_and_what_was_said_of_them() -> None:
     frame = {"id": 9, "local": "2027-05-04T16:20:01.250+02:00", "camera": EVIL, "quality": "too dark"}
     labels = [{"label": "rust"}, {"label": "healthy"}]
     told = {**frame, "predictions": [student, teacher], "labels": labels, "picture": {"held": "whole"}}
-    (one,) = fleet.sights([told])
+    (one,) = sights([told])
     assert one.when == "2027-05-04 16:20:01" and one.camera == EVIL[:300] and one.pictured
     assert (one.student, one.teacher) == (Said("m", 2, 0.9, None, True), Said("t", 0, 0.6, 4.5, False))
-    assert one.label == "healthy" and not fleet.sights([{**frame, "picture": {"held": ""}}])[0].pictured
+    assert one.label == "healthy" and not sights([{**frame, "picture": {"held": ""}}])[0].pictured
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ FLOORS: dict[str, float] = {
     "site": 7,
     "panel": 6,
     "explain": 6.4,
+    "heard": 6.6,
     "fleet": 6.8,
     "condition": 1,
     "review": 6.9,

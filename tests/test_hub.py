@@ -357,13 +357,14 @@ def test_devices_are_stale_after_three_periods_of_silence(hub: Hub) -> None:
         "device": "orchard-1",
         "series": HERE.series,
         "age_s": 90.0,
+        "since_s": 90.0,
         "stale": False,
         "vitals": {"load": [0.5]},
     }
     clock.now += 1
     assert hub.devices()[0]["stale"]
     hub.beat(HERE, 60.0, {"load": [0.7]})
-    assert not hub.devices()[0]["stale"]
+    assert not hub.devices()[0]["stale"] and (hub.devices()[0]["age_s"], hub.devices()[0]["since_s"]) == (0.0, 91.0)
     assert [(one["t"], one["period_s"]) for one in hub.beats(HERE, 10)] == [(1091.0, 60.0), (1000.0, 30.0)]
 
 

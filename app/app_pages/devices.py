@@ -14,7 +14,8 @@ from agrikd.condition import Condition, Eye, Wrong, age
 from agrikd.device.installer import BACK
 from agrikd.device.store import SETTINGS
 from agrikd.errors import AgriKDError
-from agrikd.fleet import Hub, Look, Member, Said, Sight
+from agrikd.fleet import Hub, Look
+from agrikd.heard import Member, Said, Sight
 from agrikd.site import literal
 
 words, field, visitor = st.session_state.words, site.Field.here(), st.session_state.visitor
@@ -32,6 +33,7 @@ WRONG = {
     "disk": words["devices.wrong_disk"],
     "memory": words["devices.wrong_memory"],
     "dropped": words["devices.wrong_dropped"],
+    "twin": words["devices.wrong_twin"],
 }
 AIDES = {
     "live": words["devices.aide_live"],
@@ -307,7 +309,7 @@ def row(one: Member) -> dict[str, object]:
         words["devices.celsius_short"]: own.celsius,
         words["devices.disk_free"]: None if own.disk is None else round(100 * own.disk),
         words["devices.waiting"]: own.waiting,
-        words["devices.attention"]: "; ".join(map(complaint, own.wrong)) or NONE,
+        words["devices.attention"]: "; ".join(map(complaint, one.wrong)) or NONE,
     }
 
 
@@ -330,7 +332,7 @@ def member(hub: Hub, one: Member) -> None:
     st.text(heard(one))
     if one.condition.serving:
         st.text(f"{words['devices.model']}: {model_of(one.condition, one.condition.serving)}")
-    for wrong in one.condition.wrong:
+    for wrong in one.wrong:
         st.text(f"{BAD} {complaint(wrong)}")
     if one.older:
         st.caption(words["devices.older"].format(n=one.older))
