@@ -7,6 +7,7 @@ judged rows' labels, so for it these predictions are a little too good; a val sp
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agrikd import console, evaluate, image, known, learned
+from agrikd import console, evaluate, files, image, known, learned
 from agrikd.calibrate import HeldOut
 from agrikd.data.augment import Augment, another_camera, seed_of
 from agrikd.data.manifest import Manifest
@@ -22,6 +23,7 @@ from agrikd.data.splits import kept_together
 from agrikd.errors import InputError, Problem
 from agrikd.jobs import open_manifest, stratum_folds
 from agrikd.predict.torch import TorchPredictor
+from agrikd.recipe import Recipe
 from agrikd.run import Run
 from agrikd.tasks import open_task
 from agrikd.train import fit
@@ -104,9 +106,20 @@ def _crossfit(run: Run, manifest: Manifest, count: int) -> tuple[NDArray[Any], N
         console.say(f"fold {number + 1} of {count}")
         judged = tuple(row for row, f in zip(train, fold, strict=True) if f == number)
         folder = run.folder / "folds" / f"{count}-{number}"
-        part = fit(run.recipe, folder, resume=True, manifest=_without(manifest, judged))
+        rest = _without(manifest, judged)
+        if _is_of_another(folder, run.recipe, rest):
+            shutil.rmtree(folder)
+        part = fit(run.recipe, folder, resume=True, manifest=rest)
         made.append(_predicted(part.folder, manifest, judged))
     return np.concatenate([truth for _, truth in made]), np.concatenate([logits for logits, _ in made])
+
+
+def _is_of_another(folder: Path, recipe: Recipe, manifest: Manifest) -> bool:
+    """Whether a fold was begun on other photos, or under a teacher that has been taught anew since."""
+    path = folder / "run.json"
+    record = files.read_json(path) if path.exists() else {}
+    now = {"data_digest": manifest.digest, "weights": learned.weights_of(recipe)}
+    return any(record.get(name, value) != value for name, value in now.items())
 
 
 def _without(manifest: Manifest, judged: tuple[int, ...]) -> Manifest:

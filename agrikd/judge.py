@@ -79,7 +79,7 @@ def judge(
         raise InputError(Problem("--report", "there is no Run to keep the report in", "say where with --report"))
     manifest = _manifest(manifest_of, data)
     runs = [Run.open(path) for path in paths if path.is_dir()]
-    _require_strangers(runs, manifest, split)
+    _require_strangers([*runs, *_exported(paths)], manifest, split)
     if len({predictor.spec.scale and predictor.spec.scale.range for predictor in predictors.values()}) > 1:
         mend = "judge them apart"
         raise InputError(Problem("models", "answer with different scales, or some with a class", mend))
@@ -91,7 +91,8 @@ def judge(
     for run in owners:
         files.write_json(run.folder / f"report_{split}.json", said[run.folder].to_json())
     notes = [_count_reading(run) for run in owners] if split == "test" else []
-    note = " ".join([note, *notes, *(_foreign(run, split) for run in runs if run not in owners)]).strip()
+    notes += [_foreign(run, split) for run in runs if run not in owners and run.folder != teacher]
+    note = " ".join([note, *notes]).strip()
     path = out or runs[-1].folder / "report.html"
     _write(path, reports, manifest, runs, f"{reports[-1][0]} on {split}", note)
     return Judged(f"{split}: {reports[0][1].rows} photos", reports, path, note, told)
@@ -154,8 +155,16 @@ def _require_strangers(runs: Sequence[Run], manifest: Manifest, split: str) -> N
         raise InputError(wrong)
 
 
+def _exported(paths: Sequence[Path]) -> list[Run]:
+    """The Runs in whose folders exported files lie still."""
+    folders = {path.parent: None for path in paths if path.is_file() and path.parent not in paths}
+    return [Run.open(folder) for folder in folders if (folder / "run.json").exists()]
+
+
 def _is_own(run: Run, manifest: Manifest, split: str) -> bool:
-    """Whether the Run's own manifest has the same photos in this split, under the same labels."""
+    """Whether the Run's own manifest, if it is here, has the same photos in this split, under the same labels."""
+    if learned.is_as_it_was(run, manifest):
+        return True
     try:
         own = learned.own_manifest(run)
     except InputError:
@@ -169,7 +178,7 @@ def _split(manifest: Manifest, split: str) -> set[tuple[str, str | None]]:
 
 
 def _foreign(run: Run, split: str) -> str:
-    return f"{run.folder.name}: these are other photos than the {split} split of its own data; it keeps no report."
+    return f"{run.folder.name} keeps no report: these are not known to be the {split} photos of its own data."
 
 
 def _label(path: Path, models: Sequence[Path]) -> str:

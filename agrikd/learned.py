@@ -41,10 +41,13 @@ def marks(manifest: Manifest, rows: Iterable[int]) -> frozenset[str]:
     return frozenset(files.sha256(manifest.identity(row).encode())[:16] for row in rows)
 
 
-def learned_from(recipe: Recipe, manifest: Manifest) -> frozenset[str]:
-    """The marks of what training a recipe shows its student, and of what the Runs that it starts from have seen."""
+def learned_from(recipe: Recipe, manifest: Manifest) -> frozenset[str] | None:
+    """The marks of what training a recipe shows its student, and of what the Runs that it starts from have seen; None
+    where one of these does not say."""
     rows = manifest.indices("train", labelled=None if recipe.data.unlabelled_share else True)
-    return marks(manifest, rows).union(*(Run.open(net.run).learned() or () for net in _nets(recipe) if net.run))
+    before = [Run.open(net.run).learned() for net in _nets(recipe) if net.run]
+    known = [one for one in before if one is not None]
+    return marks(manifest, rows).union(*known) if len(known) == len(before) else None
 
 
 def weights_of(recipe: Recipe) -> list[str | None]:

@@ -96,7 +96,8 @@ def _start(job: Job, out: Path, resume: bool) -> Run:
             run = Run.start(out, recipe, record, resume=resume)
             if not run.done:
                 _gate(job, run)
-                run.write_learned(learned_from(recipe, job.manifest))
+                if (known := learned_from(recipe, job.manifest)) is not None:
+                    run.write_learned(known)
     ranks.require_same({"Run folder": [run.done, run.checkpoint.exists()]})
     return run
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agrikd import crossfit, train
+from agrikd import crossfit, files, train
 from agrikd.data.manifest import Manifest, Row
 from agrikd.jobs import stratum_folds
 from agrikd.recipe import Recipe, parse
@@ -78,6 +78,17 @@ def test_folds_cut_short_do_not_stand_in_the_way_of_another_number(
     assert crossfit.held_out(without_val, 4).logits.shape == (24, 3)
     kept = {path.name for path in (without_val.folder / "folds").iterdir()}
     assert fitted == ["2-0"] and kept == {"2-0", "4-0", "4-1", "4-2", "4-3"}
+
+
+def test_a_fold_of_other_photos_is_begun_anew(without_val: Run) -> None:
+    crossfit.held_out(without_val, 2)
+    (without_val.folder / "held_out.npz").unlink()
+    record = without_val.folder / "folds" / "2-0" / "run.json"
+    files.write_json(record, {**files.read_json(record), "data_digest": "of an earlier version"})
+    kept = (without_val.folder / "folds" / "2-1" / "run.json").stat().st_mtime_ns
+    assert crossfit.held_out(without_val, 2).logits.shape == (24, 3)
+    assert files.read_json(record)["data_digest"] != "of an earlier version"
+    assert (without_val.folder / "folds" / "2-1" / "run.json").stat().st_mtime_ns == kept
 
 
 def test_another_number_of_folds_is_trained_and_none_keeps_what_is_stored(

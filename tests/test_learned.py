@@ -16,6 +16,7 @@ from agrikd import card, crossfit, files, gate, jobs, judge, learned, train
 from agrikd.data import manifest as manifests
 from agrikd.data.manifest import Manifest
 from agrikd.errors import GateError, InputError
+from agrikd.export.artefacts import export
 from agrikd.nets.sources import open_net, read_weights
 from agrikd.recipe import NetSpec, parse
 from agrikd.run import Run
@@ -79,11 +80,32 @@ def test_a_report_on_other_photos_is_not_the_run_s_own(run: Run, own: Path, tmp_
     few = manifest.indices("test", labelled=True)[::4]
     manifests.write(replace(manifest, rows=tuple(manifest.rows[row] for row in few)), own.with_name("few.csv"))
     made = judge.judge([run.folder], own.with_name("few.csv"), "test", None, tmp_path / "few.html")
-    assert "run: these are other photos than the test split of its own data; it keeps no report." in made.note
+    assert "run keeps no report: these are not known to be the test photos of its own data." in made.note
     assert (run.folder / "report_test.json").read_bytes() == before
     assert run.record()["test_readings"] == 1
     assert f"On {json.loads(before)['rows']} photos of test" in "\n".join(card._figures(run))
     assert "read 2 times" in judge.judge([run.folder], own, "test", None, tmp_path / "again.html").note
+
+
+def test_a_manifest_that_lies_elsewhere_by_now_is_the_run_s_own(run: Run, own: Path) -> None:
+    moved = own.parent.rename(own.parent.with_name("moved"))
+    assert judge.judge([run.folder], moved / own.name, "test", None, None).note == ""
+    assert (run.folder / "report_test.json").exists() and run.record()["test_readings"] == 1
+
+
+def test_an_export_is_judged_as_its_run_is(run: Run, own: Path, tmp_path: Path) -> None:
+    made = export(run.folder, "fp32", 8)
+    manifests.write(turned(manifests.read(own)), own)
+    for path in (run.folder / str(made.file), run.folder):
+        with pytest.raises(InputError, match="has learned from 24 of the 24 photos of test"):
+            judge.judge([path], own, "test", None, tmp_path / "report.html")
+
+
+def test_a_student_of_a_teacher_that_does_not_say_does_not_say_either(taught: Path, tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(taught, tmp_path / "teacher")
+    (tmp_path / "teacher" / "learned.txt").unlink()
+    raw = tiny(teachers=[{"run": str(tmp_path / "teacher")}], method={"name": "kd"}, optim={"steps": 2, "batch": 8})
+    assert train.fit(parse(raw, "test"), tmp_path / "student").learned() is None
 
 
 def test_a_calibration_on_photos_that_taught_is_refused(run: Run, own: Path) -> None:

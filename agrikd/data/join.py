@@ -70,7 +70,7 @@ def join(sources: Sequence[Path], out: Path, roots: Sequence[Path] = ()) -> Join
         raise InputError(problems)
     manifests.save(joined, out)
     try:
-        said = write_recipe(recipe, joined, name_of(recipe.with_suffix("")), out.name)
+        said = write_recipe(recipe, joined, name_of(recipe.with_suffix("")), out.name, numbers=joined.numeric)
     except BaseException:
         out.unlink()
         raise

@@ -25,14 +25,6 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-COLUMN_NAMES = {
-    "path": ("path", "file", "filename", "file_name", "image", "img", "image_path"),
-    "target": ("label", "class", "target", "class_name"),
-    "split": ("split", "set", "subset"),
-    "group": ("group", "plant", "plant_id", "plot", "plot_id", "session"),
-    "season": ("season",),
-}
-"""What a table may call each; the first that is there is taken, capitals do not matter."""
 PLACES = ("path", "images/path", "split/class/path", "class/path", "split/path", "season/split/class/path")
 """Where a table's photos may lie under its folder."""
 
@@ -43,9 +35,11 @@ too scarce to spend on selection, and out-of-fold predictions do its work."""
 
 @dataclass
 class _Found:
-    """What a look at the source gave. A row's split is "" where the source does not say."""
+    """What a look at the source gave. A row's split is "" where the source does not say. table: it is one, whose labels
+    may be numbers; those of folders are names."""
 
     root: Path
+    table: bool = False
     rows: list[Row] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -56,6 +50,10 @@ class _Found:
     @property
     def manifest(self) -> Manifest:
         return Manifest(tuple(self.rows), self.root)
+
+    @property
+    def numeric(self) -> bool:
+        return self.table and self.manifest.numeric
 
     def wrong(self, path: str, wrong: str, mend: str = "") -> None:
         self.problems.append(Problem(_shown(str(self.root / path)), wrong, mend))
@@ -120,13 +118,13 @@ def from_csv(path: Path, seed: int = 0, columns: Mapping[str, str] | None = None
     """Read a table with a line a photo: its file and label and, where known, its split, group and season.
 
     columns: the table's own name of "path", "target", "split", "group" or "season", where it is none of
-    `COLUMN_NAMES`. Photos are looked for at `PLACES` under the table's folder, which is the manifest's. An empty
+    `tables.COLUMN_NAMES`. Photos are looked for at `PLACES` under the table's folder, which is the manifest's. An empty
     label, or `unlabelled`, is no label. The rest is as in `from_folder`.
     """
-    found = _Found(path.parent.resolve())
+    found = _Found(path.parent.resolve(), table=True)
     text = files.read_text(path)
     table = tables.read(text, str(path), max(",;\t", key=text.partition("\n")[0].count))
-    took = _columns(path, table, columns or {})
+    took = tables.roles(path, table, columns or {})
     found.said.append("took the columns " + ", ".join(f"{name!r} as {role}" for role, name in took.items()))
     if left := [name for name in table.header if name not in took.values()]:
         found.said.append(f"left out the columns {_names(left)}")
@@ -209,27 +207,7 @@ def _read_classes(found: _Found, at: PurePosixPath, folders: Sequence[str], loos
 
 
 def _meaning(found: _Found, labels: Sequence[str]) -> str:
-    return "numbers" if found.manifest.numeric else f"classes: {_names(labels)}"
-
-
-def _columns(path: Path, table: tables.Table, chosen: Mapping[str, str]) -> dict[str, str]:
-    """The table's column for each of `COLUMN_NAMES` that it has; the person's choice first."""
-    header = table.header
-    has, roles = f"it has {_names(header)}", _names(list(COLUMN_NAMES))
-    unknown = [role for role in chosen if role not in COLUMN_NAMES]
-    problems = [Problem(str(path), f"{role!r} is nothing that a column says", f"expected {roles}") for role in unknown]
-    problems += [Problem(f"{path}:1", wrong, "name each column once") for wrong in table.repeated]
-    problems += [Problem(f"{path}:1", f"has no column {name!r}", has) for name in chosen.values() if name not in header]
-    took = {}
-    for role, names in COLUMN_NAMES.items():
-        fitting = [column for name in names for column in header if column.casefold() == name]
-        if role in chosen or fitting:
-            took[role] = chosen.get(role) or fitting[0]
-        elif role in ("path", "target"):
-            problems.append(Problem(f"{path}:1", f"has no column for the {role}", f"expected {_names(names)}; {has}"))
-    if problems:
-        raise InputError(problems)
-    return took
+    return "numbers" if found.numeric else f"classes: {_names(labels)}"
 
 
 def _read_line(found: _Found, cells: Mapping[str, str], places: Counter[str]) -> list[Problem]:
@@ -275,8 +253,9 @@ def _finish(found: _Found, seed: int) -> tuple[Manifest, list[str]]:
     _hash(found)
     _drop_copies(found)
     _check_rows(found)
-    found.said += about_numbers(found.manifest)
-    if not found.manifest.numeric:
+    if found.numeric:
+        found.said += about_numbers(found.manifest)
+    else:
         _check_classes(found)
     try:
         _draw_splits(found, seed)
@@ -357,7 +336,7 @@ def _draw_splits(found: _Found, seed: int) -> None:
     """Give a split to the rows that have none; without a test split, draw it from all that is not val."""
     given = {row.split for row in found.rows} - {""}
     open_ones = ("", "train") if "test" not in given else ("",)
-    ranged, kind = in_ranges(found.manifest).rows, "range" if found.manifest.numeric else "class"
+    ranged, kind = (in_ranges(found.manifest).rows, "range") if found.numeric else (found.rows, "class")
     kept = [row for row in ranged if row.split not in open_ones]
     pool = [row for row in ranged if row.split in open_ones]
     judging = {row.group for row in kept if row.split != "train"} - {""}
@@ -370,8 +349,7 @@ def _draw_splits(found: _Found, seed: int) -> None:
         shares = {"train": 1 - TEST_SHARE - VAL_SHARE, "val": VAL_SHARE, "test": TEST_SHARE}
     made = stratified(Manifest(tuple(drawn), found.root), shares, seed).rows
     split_of = {row.path: row.split for row in (*kept, *made)}
-    split = (replace(row, split=split_of[row.path]) for row in found.rows if row.path in split_of)
-    found.rows[:] = sorted(split, key=lambda row: row.path)
+    found.rows[:] = [replace(row, split=split_of[row.path]) for row in found.rows if row.path in split_of]
     if "test" not in given and plants:
         more = f" and {VAL_SHARE:.0%} into val" if "val" in shares else ""
         found.said.append(f"no test split given: put {TEST_SHARE:.0%} of each {kind} into test{more} (seed {seed})")

