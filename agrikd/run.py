@@ -15,7 +15,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,7 +104,9 @@ class Run:
     @staticmethod
     @contextmanager
     def held(folder: Path) -> Iterator[None]:
-        """One process at a time trains into a Run folder; raises `InputError` while another does."""
+        """One process at a time trains into a Run folder; raises `InputError` while another does. Folders that were
+        made for it and stay empty go."""
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
         with files.storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -119,6 +121,9 @@ class Run:
         try:
             yield
         finally:
+            for one in made:
+                with suppress(OSError):
+                    one.rmdir()
             os.close(handle)
 
     @classmethod

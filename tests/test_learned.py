@@ -189,6 +189,15 @@ def test_two_processes_do_not_train_one_run(run: Run) -> None:
     assert train.fit(run.recipe, run.folder, resume=True).done
 
 
+def test_what_was_made_for_nothing_goes(tmp_path: Path) -> None:
+    with pytest.raises(InputError), Run.held(tmp_path / "runs" / "new"):
+        raise InputError([])
+    assert not (tmp_path / "runs").exists()
+    with Run.held(tmp_path / "runs" / "new"):
+        (tmp_path / "runs" / "new" / "run.json").touch()
+    assert (tmp_path / "runs" / "new" / "run.json").exists()
+
+
 def test_a_refused_run_that_is_begun_anew_keeps_nothing_of_the_refusal(
     taught: Path, tiny: Tiny, own: Path, tmp_path: Path
 ) -> None:
