@@ -227,7 +227,9 @@ class TestFiles:
         assert set(levels) == {0, 1, 2} and len(set(steps)) == 1
         refused = one.health()["refused"]
         assert set(refused) == {"undecodable", "too large"}
-        assert refused["undecodable"]["times"] >= 4 and "3.png" in refused["undecodable"]["last"]
+        assert refused["undecodable"]["times"] >= 4
+        until(lambda: "1.jpg" in one.health()["refused"]["undecodable"]["last"], 8)
+        until(lambda: "3.png" in one.health()["refused"]["undecodable"]["last"], 8)
         assert "5.jpg" in refused["too large"]["last"] and "4096 × 3073" in refused["too large"]["last"]
 
     def test_a_folder_of_nothing_and_what_is_not_there(self, opened: list[Camera], tmp_path: Path) -> None:
