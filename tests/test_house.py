@@ -29,6 +29,8 @@ FLOORS: dict[str, float] = {
     "jobs": 7.5,
     "pool": 7,
     "check": 9,
+    "odd_labels": 8,
+    "tuned": 7,
     "mend": 9.2,
     "checkup": 9.5,
     "contact": 9.5,

@@ -38,7 +38,7 @@ class FeatureStore:
 
     kind "features": pooled features of the backbone; with `stages`, the mean and the maximum of each channel of so
     many of the last feature maps stand beside them: they know more of texture, and no classifier of the net's.
-    kind "logits": the logits, of any net.
+    kind "logits": the logits, of any net. what: how a person is told of them.
 
     The key holds the net's weights (for features the backbone's), its door, the views' definition and the versions
     of the libraries: whatever changes all values changes the key. Within a store a photo is known by its identity,
@@ -46,9 +46,11 @@ class FeatureStore:
     it is first asked for; what is found is held against its crc32 once by each object of this class.
     """
 
-    def __init__(self, net: Net, loader: Loader, views: int, stages: int = 0, kind: Kind = "features") -> None:
+    def __init__(
+        self, net: Net, loader: Loader, views: int, stages: int = 0, kind: Kind = "features", what: str = ""
+    ) -> None:
         self.net, self.loader, self.views, self.stages, self.kind = net, loader, views, stages, kind
-        self.what = "photo features" if stages else f"teacher {kind}"
+        self.what = what or ("photo features" if stages else f"teacher {kind}")
         if kind == "features" and not stages and not keeps_embedding(net):
             said = "its classifier does more than map the pooled features to logits, so these cannot be stored"
             raise InputError(Problem(f"net {_named(net)}", said, "choose another timm model"))
