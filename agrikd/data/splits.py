@@ -201,10 +201,10 @@ def strata(values: Sequence[float], groups: Sequence[str], size: int) -> NDArray
     return np.asarray(np.minimum(rank // size, len(names) // size - 1)[place], np.int64)
 
 
-def kept_together(rows: Sequence[Row]) -> NDArray[np.int64]:
-    """[N]: rows of one group and copies (equal sha256), directly or through others, have the same number."""
+def kept_together(rows: Sequence[Row], together: Sequence[tuple[str, str]] = ()) -> NDArray[np.int64]:
+    """[N]: rows of one group, copies (equal sha256) and pairs of paths, directly or through others, have one number."""
     unit_of = np.empty(len(rows), np.int64)
-    for number, unit in enumerate(_units(rows, 0)):
+    for number, unit in enumerate(_units(rows, 0, together)):
         unit_of[list(unit.rows)] = number
     return unit_of
 
