@@ -23,12 +23,14 @@ _UNITS = ("d", 86_400), ("h", 3600), ("min", 60)
 @dataclass(frozen=True)
 class Eye:
     """A camera. state: "live", "opening", "lost" or "closed"; why, in the device's words. fps: of frames that the model
-    has seen. frame: the newest one's id; age_s: how old it is. None where the device does not say."""
+    has seen. every_s: between two pictures, 0 as many as come. frame: the newest one's id; age_s: how old it is. None
+    where the device does not say."""
 
     name: str
     state: str
     why: str
     fps: float | None
+    every_s: float | None
     frame: int | None
     age_s: float | None
 
@@ -114,8 +116,10 @@ class Condition:
         if self.answers and not self.serving:
             found.append(Wrong("model", why=self.why))
         found += [Wrong("lost", eye.name, eye.why) for eye in self.eyes if eye.state == "lost"]
-        ages = [(eye.name, eye.age_s or 0.0) for eye in self.eyes if eye.state == "live"]
-        found += [Wrong("old", name, number=age_s) for name, age_s in ages if age_s > OLD_S]
+        live = [(eye, eye.age_s or 0.0) for eye in self.eyes if eye.state == "live"]
+        found += [
+            Wrong("old", eye.name, number=age_s) for eye, age_s in live if age_s > max(OLD_S, 3 * (eye.every_s or 0.0))
+        ]
         found += [Wrong("aide", name, why) for name, why in self.aides]
         found += [Wrong("said", why=words) for words in self.troubles]
         found += [Wrong("expired", why=self.expired)] if self.expired else []
@@ -178,6 +182,7 @@ def _eye(name: str, said: object) -> Eye:
         state=text(at(camera, "state")),
         why=text(at(camera, "why")),
         fps=number(at(said, "fps")),
+        every_s=number(at(said, "every_s")),
         frame=None if frame is None else int(frame),
         age_s=number(at(said, "age_s")),
     )

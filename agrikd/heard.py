@@ -132,8 +132,8 @@ def sights(told: Sequence[object]) -> list[Sight]:
         if (frame := number(at(one, "id"))) is None:
             continue
         answers = {at(said, "role"): _said(said) for said in _items(at(one, "predictions"))}
-        said = ([text(at(said, key)) for key in ("key", "label", "note")] for said in _items(at(one, "labels")))
-        label = records.last_word(Label(key, 0, label, "", 0.0, "", note) for key, label, note in said)
+        said = ([text(at(said, key)) for key in ("key", "label", "who", "note")] for said in _items(at(one, "labels")))
+        label = records.last_word(Label(key, 0, label, who, 0.0, "", note) for key, label, who, note in said)
         local, camera, quality = (text(at(one, name)) for name in ("local", "camera", "quality"))
         pictured = at(one, "picture", "held") == "whole"
         own = answers.get("student"), answers.get("teacher")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,10 +52,9 @@ class Kept:
     label: Label | None
 
 
-def newest(db: sqlite3.Connection, drawn: bool) -> Iterator[Kept]:
-    """Those that were drawn at random, or the others; the newest first."""
-    which = "NOT NULL" if drawn else "NULL"
-    yield from _kept(db, f"{_PICTURES} WHERE audit IS {which} ORDER BY pictures.frame DESC")
+def chosen(db: sqlite3.Connection) -> Iterator[Kept]:
+    """Those that were not drawn at random; the newest first."""
+    yield from _kept(db, f"{_PICTURES} WHERE audit IS NULL ORDER BY pictures.frame DESC")
 
 
 def labelled(db: sqlite3.Connection) -> Iterator[Kept]:
@@ -66,6 +65,12 @@ def labelled(db: sqlite3.Connection) -> Iterator[Kept]:
 
 def of_frame(db: sqlite3.Connection, frame: int) -> Kept | None:
     return next(_kept(db, f"{_PICTURES} WHERE pictures.frame = ?", frame), None)
+
+
+def of_frames(db: sqlite3.Connection, frames: Sequence[int]) -> Iterator[Kept]:
+    """Those of them that are kept, in no order."""
+    query = f"{_PICTURES} WHERE pictures.frame IN (SELECT value FROM json_each(?))"
+    yield from _kept(db, query, json.dumps(list(frames)))
 
 
 def of_camera(

@@ -358,15 +358,21 @@ def verdicts(db: sqlite3.Connection, without: Collection[str] = ()) -> dict[int,
 
 
 def last_word(said: Iterable[Label]) -> Label | None:
-    """Of a frame's labels in their order: the last that was not taken back, and "unsure" only where it is all there
-    is."""
+    """Of a frame's labels in their order: the last that was not taken back. "Unsure" takes back what the same person
+    said before, and nobody else's word."""
     stand: list[Label] = []
     for one in said:
         if one.label == WITHDRAWN:
             stand = [other for other in stand if other.key != one.note]
         else:
             stand.append(one)
-    return next((one for one in reversed(stand) if one.label != UNSURE), stand[-1] if stand else None)
+    doubted: set[str] = set()
+    for one in reversed(stand):
+        if one.label == UNSURE:
+            doubted.add(one.who)
+        elif one.who not in doubted:
+            return one
+    return stand[-1] if stand else None
 
 
 def beyond(db: sqlite3.Connection, table: str, after: int, count: int) -> list[dict[str, Any]]:

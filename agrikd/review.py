@@ -30,24 +30,30 @@ Kind = Literal["disagreement", "doubt", "not a plant", "random"]
 KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 _SHOWN = 20
-_LOOK_AT = 20_000
-"""Kept pictures, the newest; what is older is not asked about."""
+_AT_ONCE, _LOOK_AT = 100, 20_000
+"""Pictures that are read together; those that were not drawn at random and are asked about, the newest."""
 
 
 def queue(
     db: sqlite3.Connection, kinds: Collection[str] = KINDS, most: int = 100, skipped: Collection[int] = ()
 ) -> list[Kept]:
-    """What nobody has judged, the newest of each kind first. skipped: frames that are left out, and their equals."""
+    """What nobody has judged: of what was drawn at random any, of the other kinds the newest first. skipped: frames
+    that are left out, and their equals."""
     offered = {row["sha256"] for row in _pictures(db) if row["frame"] in skipped} if skipped else set()
-    waiting: dict[Kind, list[Kept]] = {kind: [] for kind in KINDS}
-    for one in _unjudged(db):
-        kind = kind_of(one)
-        if kind in kinds and kind is not None and one.sha256 not in offered and len(waiting[kind]) < most:
-            waiting[kind].append(one)
-            offered.add(one.sha256)
+
+    def wanted(one: Kept) -> bool:
+        if kind_of(one) not in kinds or one.sha256 in offered:
+            return False
+        offered.add(one.sha256)
+        return True
+
+    drawn = list(islice(filter(wanted, _drawn(db)), most))
+    waiting: dict[Kind | None, list[Kept]] = {kind: [] for kind in KINDS}
+    for one in filter(wanted, _chosen(db)):
+        if len(same := waiting[kind_of(one)]) < most:
+            same.append(one)
     doubtful = iter(sorted(waiting["disagreement"] + waiting["doubt"], key=lambda one: -one.frame))
-    drawn = iter(sorted(waiting["random"], key=lambda one: hashlib.sha256(str(one.frame).encode()).digest()))
-    turns = doubtful, iter(waiting["not a plant"]), doubtful, drawn
+    turns = doubtful, iter(waiting["not a plant"]), doubtful, iter(drawn)
     return list(islice(_in_turns(turns), most))
 
 
@@ -56,10 +62,21 @@ def waits(db: sqlite3.Connection, one: Kept) -> bool:
     return one.sha256 not in _judged(db, one.drawn)
 
 
-def _unjudged(db: sqlite3.Connection) -> Iterator[Kept]:
-    for drawn in (True, False):
-        judged = _judged(db, drawn)
-        yield from (one for one in islice(kept.newest(db, drawn), _LOOK_AT) if one.sha256 not in judged)
+def _drawn(db: sqlite3.Connection) -> Iterator[Kept]:
+    """Of all that were drawn at random and not judged, in an order that is neither theirs nor anybody's."""
+    judged = _judged(db, True)
+    frames = [row["frame"] for row in _pictures(db, "WHERE audit IS NOT NULL") if row["sha256"] not in judged]
+    frames.sort(key=lambda frame: hashlib.sha256(str(frame).encode()).digest())
+    for start in range(0, len(frames), _AT_ONCE):
+        some = frames[start : start + _AT_ONCE]
+        found = {one.frame: one for one in kept.of_frames(db, some)}
+        yield from (found[frame] for frame in some if frame in found)
+
+
+def _chosen(db: sqlite3.Connection) -> Iterator[Kept]:
+    """Of the newest that were kept for another reason, those that nobody has judged."""
+    judged = _judged(db, False)
+    yield from (one for one in islice(kept.chosen(db), _LOOK_AT) if one.sha256 not in judged)
 
 
 def _judged(db: sqlite3.Connection, drawn: bool) -> set[str]:

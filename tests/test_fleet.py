@@ -73,15 +73,19 @@ def vitals(**changes: Any) -> dict[str, Any]:
 def test_a_device_that_is_well() -> None:
     one = Condition.of(vitals())
     assert (one.serving, one.fps, one.celsius, one.memory, one.disk) == ("2-abc", 9.5, 62.5, 0.25, 0.4)
-    assert one.eyes == (Eye("row-7", "live", "", 9.5, 7, 0.1),) and not one.wrong
+    assert one.eyes == (Eye("row-7", "live", "", 9.5, None, 7, 0.1),) and not one.wrong
     assert (one.load, one.uptime_s, one.rows, one.waiting, one.dropped) == (1.5, 7300, 1234, 3, 0)
 
 
 def test_what_a_person_should_look_at() -> None:
     lost = {"camera": {"state": "lost", "why": "nothing answers"}}
     frozen = {"camera": {"state": "live"}, "age_s": 300.0}
+    seldom = {"camera": {"state": "live"}, "age_s": 1500.0, "every_s": 600.0}
     asleep = {"camera": {"state": "closed"}, "age_s": 30_000.0}
-    agent = health("", gate=lost, shed=frozen, barn=asleep) | {"why": "no memory", "trouble": "agent.yaml: no"}
+    agent = health("", gate=lost, shed=frozen, barn=asleep, hill=seldom) | {
+        "why": "no memory",
+        "trouble": "agent.yaml: no",
+    }
     agent["records"] |= {"dropped": 4, "trouble": "the disk is full"}
     agent["aides"] = {"live": {"failures": 2, "why": "port 8600 is taken"}, "sync": {"failures": 1, "why": "once"}}
     agent["aides"] |= {"second": {"failures": 7}, "odd": None}

@@ -336,6 +336,18 @@ def test_accuracy_says_who_judged(field: Writer, page: AppTest) -> None:
     assert set(table["Class"]) == set(CLASSES) and list(table["Share"]) == sorted(table["Share"])
 
 
+def test_nobody_is_sent_to_judge_numbers(field: Writer, page: AppTest) -> None:
+    for number in range(10):
+        field.see(NOW + number, audit=1.0)
+    numbers = replace(SPEC, task="regression", scale=Scale(0, 4, "%"))
+    records.add_model(field.db, "area-1", "student", numbers)
+    records.add_opinion(
+        field.db, 10, Opinion("area-1", "student", NOW, 9.0, 0, (1.0, 0, 0, 0), (0,), False, False, 0.5)
+    )
+    said = shown(opened(page, "Accuracy"))
+    assert "answers with a number" in said and "somebody has to judge" not in said and "Judged by" not in said
+
+
 def test_a_fall_is_warned_of(field: Writer, page: AppTest) -> None:
     for number in range(300):
         field.label(field.see(NOW + number, audit=0.1), "rust" if number < 200 else "healthy")

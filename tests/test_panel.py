@@ -321,6 +321,18 @@ def test_the_page_shows_numbers_with_their_intervals(
     assert ("in 80\u00a0% of cases" in said) == known and said.count('class="bar"') == 1
 
 
+def test_one_class_beside_a_number_is_no_agreement(
+    page: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = ModelSpec("leaf", "classification", ("rust", "healthy"), NUMBERS.input_size)
+    monkeypatch.setattr(panel, "opened", lambda path: FakePredictor(classes if path.stem == "leaf" else NUMBERS))
+    (tmp_path / "runs").mkdir()
+    for name in ("severity", "leaf"):
+        (tmp_path / "runs" / f"{name}.onnx").touch()
+    upload(page, picture())
+    assert shown(page).count('class="card"') == 2 and "All say the same" not in shown(page)
+
+
 @pytest.fixture
 def frames(field: Path) -> Path:
     fill(field / RECORDS)

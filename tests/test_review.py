@@ -74,17 +74,21 @@ def take_back(db: sqlite3.Connection, frame: int, key: str) -> None:
 
 
 def test_the_last_word_counts_unless_it_is_taken_back(db: sqlite3.Connection, folder: Path) -> None:
-    for frame in range(1, 6):
+    for frame in range(1, 8):
         add(db, folder, frame, opinion("small", 0))
-    for frame, label in [
-        *[(1, "healthy"), (1, UNSURE), (2, UNSURE), (3, "healthy"), (4, "healthy"), (4, CLASSES[0]), (5, "healthy")],
+    for frame, label, who in [
+        *[(1, "healthy", "Ana"), (1, UNSURE, "Jo"), (2, UNSURE, "Ana"), (3, "healthy", "Ana")],
+        *[(4, "healthy", "Ana"), (4, CLASSES[0], "Jo"), (5, "healthy", "Ana")],
+        *[(6, "healthy", "Ana"), (6, CLASSES[0], "Jo"), (6, UNSURE, "Jo"), (7, "healthy", "Ana"), (7, UNSURE, "Ana")],
     ]:
-        say(db, frame, label)
+        say(db, frame, label, who)
     take_back(db, 3, "click-003")
     take_back(db, 4, "click-004")  # Ana's; what Jo said after her stands
     take_back(db, 5, "another")
     found = {frame: one.label for frame, one in records.verdicts(db).items()}
-    assert found == {1: "healthy", 2: UNSURE, 4: CLASSES[0], 5: "healthy"}
+    assert found == {1: "healthy", 2: UNSURE, 4: CLASSES[0], 5: "healthy", 6: "healthy", 7: UNSURE}
+    take_back(db, 7, "click-011")
+    assert records.verdicts(db)[7].label == "healthy"
     assert records.verdicts(db, without=(REVIEW,)) == {}
 
 
@@ -112,6 +116,19 @@ def test_the_queue_takes_turns_and_hides_nothing(db: sqlite3.Connection, folder:
     one = kept.of_frame(db, 1)
     assert one and one.student and one.teacher and (one.student.said, one.teacher.said) == CLASSES[:2]
     assert kept.of_frame(db, 999) is None
+
+
+def test_what_was_drawn_at_random_is_asked_about_whenever_it_was(db: sqlite3.Connection, folder: Path) -> None:
+    """The newest are no random part of a season: the field's share is told from what is asked about."""
+    for frame in range(400):
+        add(db, folder, frame, opinion("small", 0), audit=0.01)
+    asked = [one.frame for one in review.queue(db, most=40)]
+    assert len(asked) == 40
+    assert min(asked) < 60 and max(asked) > 340 and 8 <= sum(frame < 200 for frame in asked) <= 32
+    for frame in asked:
+        say(db, frame, "healthy")
+    more = [one.frame for one in review.queue(db, most=400)]
+    assert sorted(asked + more) == list(range(400))
 
 
 def test_labels_become_photos_whose_sessions_stay_together(
@@ -289,16 +306,21 @@ def press(page: AppTest, label: str) -> AppTest:
 
 
 def test_the_page_judges_undoes_and_skips(page: AppTest, db: sqlite3.Connection) -> None:
-    assert not page.exception and page.text[0].value == "0 judged now, 3 waiting"
+    assert not page.exception and page.text[0].value == "0 judged now, 3 more in this round"
     press(page, CLASSES[0])
     press(page, "Not a plant")
     assert {f: one.label for f, one in records.verdicts(db).items()} == {3: CLASSES[0], 2: NOT_A_PLANT}
     press(page, "Undo")
     assert {f: one.label for f, one in records.verdicts(db).items()} == {3: CLASSES[0]}
-    assert page.text[0].value == "1 judged now, 2 waiting"
+    assert page.text[0].value == "1 judged now, 2 more in this round"
     press(page, "I cannot tell")
+    said = records.verdicts(db)
     press(page, "Skip")
-    assert "Nothing waits" in page.info[0].value
+    assert "Nothing else waits" in page.info[0].value and "skipped" in page.info[0].value
+    press(page, "Undo")
+    assert records.verdicts(db) == said and page.text[0].value == "2 judged now, 1 more in this round"
+    press(page, "healthy")
+    assert "Nothing waits" in page.info[0].value and records.verdicts(db)[1].label == "healthy"
     assert {(one.who, one.source) for one in records.verdicts(db).values()} == {("Ana", REVIEW)}
 
 
@@ -306,14 +328,14 @@ def test_a_judged_frame_is_opened_by_its_number(page: AppTest, db: sqlite3.Conne
     press(page, CLASSES[0])
     page.number_input[0].set_value(3).run()
     assert not page.exception and f"Said before: {CLASSES[0]}" in [one.value for one in page.text]
-    assert page.text[0].value == "1 judged now, 3 waiting" and page.number_input[0].value is None
+    assert page.text[0].value == "1 judged now, 3 more in this round" and page.number_input[0].value is None
     page.run()
     press(page, "healthy")
     assert {f: one.label for f, one in records.verdicts(db).items()} == {3: "healthy"}
-    assert page.text[0].value == "2 judged now, 2 waiting"
+    assert page.text[0].value == "2 judged now, 2 more in this round"
     page.number_input[0].set_value(99).run()
     assert page.warning[0].value == "No picture is kept of number 99."
-    assert page.text[0].value == "2 judged now, 2 waiting"
+    assert page.text[0].value == "2 judged now, 2 more in this round"
 
 
 def test_who_has_no_name_gives_it_before_he_judges(
@@ -326,25 +348,29 @@ def test_who_has_no_name_gives_it_before_he_judges(
     page.text_input(key="review_who").set_value("Jo").run()
     press(page, "healthy")
     assert records.verdicts(db)[3].who == "Jo"
+    page.button_group[0].set_value(["doubt"]).run()
+    page.switch_page("app_pages/history.py").run()
+    page.switch_page("app_pages/review.py").run()
+    assert page.text_input(key="review_who").value == "Jo" and page.button_group[0].value == ["doubt"]
 
 
 def test_undo_takes_back_its_own_label_alone(page: AppTest, db: sqlite3.Connection) -> None:
     press(page, CLASSES[0])
     say(db, 3, "healthy", "Jo")
     press(page, "Undo")
-    assert records.verdicts(db)[3].who == "Jo" and page.text[0].value == "0 judged now, 2 waiting"
+    assert records.verdicts(db)[3].who == "Jo" and page.text[0].value == "0 judged now, 2 more in this round"
 
 
 def test_what_somebody_else_judges_is_asked_no_more(page: AppTest, db: sqlite3.Connection) -> None:
     say(db, 3, "healthy", "Jo")
     page.run()
-    assert page.text[0].value == "0 judged now, 2 waiting"
+    assert page.text[0].value == "0 judged now, 2 more in this round"
 
 
 def test_what_somebody_else_judges_while_it_is_looked_at_stays_his(page: AppTest, db: sqlite3.Connection) -> None:
     say(db, 3, "healthy", "Jo")
     press(page, CLASSES[0])
-    assert "meanwhile" in page.warning[0].value and page.text[0].value == "0 judged now, 2 waiting"
+    assert "meanwhile" in page.warning[0].value and page.text[0].value == "0 judged now, 2 more in this round"
     assert {f: one.who for f, one in records.verdicts(db).items()} == {3: "Jo"}
     press(page, CLASSES[0])
     assert not page.warning and {f: one.who for f, one in records.verdicts(db).items()} == {3: "Jo", 2: "Ana"}
@@ -406,7 +432,9 @@ def test_a_press_that_comes_twice_counts_once(page: AppTest, db: sqlite3.Connect
     states = page._tree.get_widget_states()
     states.widgets.append(late.click()._widget_state)
     page._run(states)
-    assert not page.exception and not records.verdicts(db) and page.text[0].value == "0 judged now, 2 waiting"
+    assert (
+        not page.exception and not records.verdicts(db) and page.text[0].value == "0 judged now, 2 more in this round"
+    )
 
 
 def test_a_key_that_a_last_question_hears_too_counts_once(page: AppTest, db: sqlite3.Connection) -> None:
@@ -455,4 +483,4 @@ def test_a_refused_label_is_said_and_its_frame_stays(page: AppTest, monkeypatch:
 
     monkeypatch.setattr(site.Field, "call", refuse)
     press(page, "healthy")
-    assert "the disk is full" in page.error[0].value and page.text[0].value == "0 judged now, 3 waiting"
+    assert "the disk is full" in page.error[0].value and page.text[0].value == "0 judged now, 3 more in this round"

@@ -4,6 +4,7 @@
   probe: rounds               the release's probes, through the model that serves
   next: {camera, after}       a camera's newest frame beyond an id, and its JPEG, as soon as there is one
   frame: id                   a frame's JPEG
+  hold: id                    the same, and it stays in memory for a label
   watched                     the newest frame of a camera that somebody looks at, and its JPEG
   label: {…}                  record what a person says of a frame
   ask: {frame}                have the teacher asked
@@ -43,14 +44,15 @@ Reply = tuple[dict[str, Any], bytes | None]
 
 
 class Desk:
-    """Answers the questions about cameras and records. said: the teacher's last answer, by camera."""
+    """Answers the questions about cameras and records. asks: whether there is a teacher to ask."""
 
-    def __init__(self, watches: dict[str, Watch], recorder: Recorder) -> None:
-        self._watches, self._recorder = watches, recorder
+    def __init__(self, watches: dict[str, Watch], recorder: Recorder, asks: bool) -> None:
+        self._watches, self._recorder, self._asks = watches, recorder, asks
         self._said: dict[str, dict[str, Any]] = {}
         self.verbs: dict[str, Callable[[Any], Reply]] = {
             "next": self._next,
             "frame": self._frame,
+            "hold": lambda frame: self._frame(frame, hold=True),
             "watched": self._watched,
             "label": self._label,
             "ask": self._ask,
@@ -67,9 +69,9 @@ class Desk:
         seen = [shown for watch in self._watches.values() if (shown := watch.watched)]
         return self._shown(max(seen, key=lambda shown: shown.seen.id, default=None))
 
-    def _frame(self, frame: int) -> Reply:
+    def _frame(self, frame: int, hold: bool = False) -> Reply:
         """From memory, else as it was kept."""
-        if (found := self._held(int(frame))) is not None:
+        if (found := self._held(int(frame), hold)) is not None:
             return {"frame": int(frame)}, found[1].jpeg
         kept = self._kept(int(frame))
         return ({"absent": True}, None) if kept is None else ({"frame": int(frame)}, kept)
@@ -94,6 +96,8 @@ class Desk:
         return (*names, UNSURE, NOT_A_PLANT, WITHDRAWN)
 
     def _ask(self, asked: dict[str, Any]) -> Reply:
+        if not self._asks:
+            return {"failed": "there is no teacher to ask: name one under teacher: in agent.yaml"}, None
         frame = int(asked["frame"])
         if (found := self._held(frame)) is not None:
             found[0].keep(found[1], "button")
@@ -144,9 +148,9 @@ class Desk:
         }
         return answer, shown.jpeg
 
-    def _held(self, frame: int) -> tuple[Watch, Shown] | None:
+    def _held(self, frame: int, hold: bool = False) -> tuple[Watch, Shown] | None:
         for watch in self._watches.values():
-            if (shown := watch.ring.get(frame)) is not None:
+            if (shown := watch.held(frame, hold)) is not None:
                 return watch, shown
         return None
 

@@ -203,9 +203,9 @@ def app(relay: Relay, guard: web.Guard, folder: Path) -> FastAPI:
         return _picture(said, picture)
 
     @door.get("/frame/{frame}.jpg", response_class=web.Jpeg)
-    async def frame(frame: _Id) -> Response:
-        """A picture by its frame's number, while it is in memory or kept."""
-        said, picture = await relay.ask(frame=frame)
+    async def frame(frame: _Id, hold: bool = False) -> Response:
+        """A picture by its frame's number, while it is in memory or kept; with `hold` it stays there for a label."""
+        said, picture = await relay.ask(**{"hold" if hold else "frame": frame})
         return _picture(said, picture)
 
     @door.get("/accuracy")

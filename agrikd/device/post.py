@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from agrikd import files
 from agrikd.device.tether import die_with_parent
 from agrikd.errors import DeviceError, InputError, Problem
-from agrikd.wire import Wire, WireError
+from agrikd.wire import MAX_BYTES, Wire, WireError
 
 T = TypeVar("T")
 PIECE_BYTES = 16 * 2**10
@@ -29,7 +29,8 @@ _SILENCE_S = 20.0
 _LITTLE_BYTES = 4096
 """What is sent again at once where a connection ends under it. More is for the sender to think over: perhaps the link
 takes no piece of that size."""
-_MOST_ANSWER_BYTES = 4 * 2**20
+_MOST_ANSWER_BYTES = MAX_BYTES + 2**20
+"""A picture as large as one may be, or as much of words."""
 _WORTH_PACKING_BYTES = 512
 
 

@@ -31,7 +31,7 @@ class Schedule:
         longitude: float | None = None,
         where: str = "schedule",
     ) -> None:
-        self._every_s, self._window = every_s, _window(hours)
+        self.every_s, self._window = every_s, _window(hours)
         self._place: tuple[float, float] | None = None
         problems = [] if 0 <= every_s < math.inf else [Problem(f"{where}.every_s", f"is {every_s!r}", "0 or more")]
         if hours == "daylight":
@@ -50,7 +50,7 @@ class Schedule:
 
     def due(self, now: float, last: float | None) -> bool:
         """Whether to take a picture. now, last: seconds since 1970; a clock that was set back delays nothing."""
-        return self.within(now) and (last is None or not 0 <= now - last < self._every_s)
+        return self.within(now) and (last is None or not 0 <= now - last < self.every_s)
 
     def within(self, now: float) -> bool:
         """Whether pictures are taken at that time of day."""

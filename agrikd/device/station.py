@@ -49,7 +49,7 @@ class Station:
         asks = settings.teacher is not None
         watches = [Watch(eye, serving, self.recorder, keeping, asks) for eye in eyes.all]
         self._watches = {watch.eye.name: watch for watch in watches}
-        self.verbs = Desk(self._watches, self.recorder).verbs
+        self.verbs = Desk(self._watches, self.recorder, asks).verbs
         told = _aides(folder, settings)
         self._aides = {name: Aide(f"agrikd.device.{name}", told[name], partial(self._ended, name)) for name in told}
         self._judge_at, self._fallen = 0.0, False

@@ -24,7 +24,9 @@ RING_BYTES = 32 * 2**20
 """Of JPEGs in memory: some forty seconds of 30 frames of 25 kB a second."""
 SMOOTHING_S = 1.0
 """After so long a frame counts e times less in the smoothed probabilities."""
-_LOOK_S = 0.5
+_HOLD_BYTES = 16 * 2**20
+"""Of JPEGs of frames that somebody is about to judge, however long that takes him: the last two to sixty."""
+_LOOK_S, _OVERDUE = 0.5, 3
 _CLOSED_AFTER_S = 60.0
 _WHILE_WATCHED_S = 3.0
 
@@ -95,6 +97,9 @@ class Ring:
 
     def add(self, shown: Shown) -> None:
         with self._lock:
+            if shown.seen.id in self._held:
+                self._held.move_to_end(shown.seen.id)
+                return
             self._held[shown.seen.id] = shown
             self._bytes += len(shown.jpeg)
             while self._bytes > self._most and len(self._held) > 1:
@@ -113,7 +118,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.eye, self._serving, self._recorder, self._keeping, self._asks = eye, serving, recorder, keeping, asks
         self.stop = threading.Event()
-        self.ring = Ring()
+        self.ring, self._on_hold = Ring(), Ring(_HOLD_BYTES)
         self._changed = threading.Condition()
         self._newest: Shown | None = None
         self._looked_at = -math.inf
@@ -126,14 +131,16 @@ class Watch(threading.Thread):
         after, last = 0, -math.inf
         try:
             while not self.stop.is_set():
-                if not self.eye.schedule.due(time.time(), last) and not self._is_watched:
+                due = self.eye.schedule.due(time.time(), last)
+                if not due and not self._is_watched:
                     self.eye.rest(self.stop)
                     continue
                 frame = self.eye.camera.next(after, _LOOK_S)
                 if frame is None:
                     continue
-                after, last = frame.number, frame.t
-                self._see(frame)
+                after = frame.number
+                last = frame.t if due else last
+                self._see(frame, due)
         finally:
             self.eye.camera.stop()
 
@@ -155,25 +162,34 @@ class Watch(threading.Thread):
         return time.monotonic() - self._looked_at < _WHILE_WATCHED_S
 
     def health(self) -> dict[str, Any]:
-        """fps: of frames that went through the model, over the last sixty."""
-        newest, times = self._newest, list(self._times)
+        """fps: of frames that went through the model, over the last sixty. every_s: as its schedule says."""
+        newest = self._newest
         return {
             "camera": self.eye.camera.health(),
-            "fps": round((len(times) - 1) / (times[-1] - times[0]), 1) if len(times) > 1 else 0.0,
+            "fps": round(_rate(list(self._times), time.monotonic()), 1),
+            "every_s": self.eye.schedule.every_s,
             "frame": newest.seen.id if newest else None,
             "age_s": round(time.time() - newest.seen.t, 2) if newest else None,
         }
 
+    def held(self, frame: int, hold: bool = False) -> Shown | None:
+        """A frame that is still in memory; hold: it stays there for who is about to judge it."""
+        shown = self.ring.get(frame) or self._on_hold.get(frame)
+        if shown and hold:
+            self._on_hold.add(shown)
+        return shown
+
     def keep(self, shown: Shown, why: str) -> None:
-        """Keep a frame that is still in the ring."""
+        """Keep the picture of a frame that is still in memory."""
         self._recorder.picture(shown.seen, why, shown.jpeg)
 
-    def _see(self, frame: Frame) -> None:
+    def _see(self, frame: Frame, due: bool) -> None:
+        """due: as the schedule wants it; one that is there because somebody looks is no random part of the field."""
         answer = None
         if not frame.quality:  # a covered lens is no plant to speak of
             answer = self._serving.predict(self.eye.camera.fileno(), frame.image.shape[:2], frame.t)
         said, spec = answer or (None, None)
-        drawn = said is not None and self._random.random() < self._keeping.audit_share
+        drawn = due and said is not None and self._random.random() < self._keeping.audit_share
         audit = self._keeping.audit_share if drawn else None
         why = self._why_kept(said, drawn)
         ask = why if self._asks else ""
@@ -195,3 +211,12 @@ class Watch(threading.Thread):
             return ""
         self._kept_at[why] = time.monotonic()
         return why
+
+
+def _rate(times: list[float], now: float) -> float:
+    """Frames a second; where the next is overdue, it sinks."""
+    if len(times) < 2:
+        return 0.0
+    between = (times[-1] - times[0]) / (len(times) - 1)
+    overdue = max(0.0, now - times[-1] - _OVERDUE * between)
+    return (len(times) - 1) / (times[-1] - times[0] + overdue)

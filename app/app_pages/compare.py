@@ -177,9 +177,9 @@ def whose(answer: panel.Answer) -> str:
 
 def summed_up(answers: Sequence[panel.Answer]) -> str:
     found = panel.parties(answers)
-    if len(answers) < 2 or not found:
+    if sum(map(len, found.values())) < 2:
         return ""
-    if len(found) == 1:
+    if list(map(len, found.values())) == [len(answers)]:
         return words["compare.agree"].format(name=named(next(iter(found))))
     said = (f"{', '.join(ascii_uppercase[place] for place in places)}: {named(name)}" for name, places in found.items())
     return words["compare.differ"].format(who="; ".join(said))

@@ -108,6 +108,9 @@ def accuracy(db: sqlite3.Connection) -> None:
         st.info(words["history.no_answers"])
         return
     model = students[0] if len(students) == 1 else st.selectbox(words["history.model"], students)
+    if kept.specs(db)[model].scale:
+        st.info(words["history.numbers"])
+        return
     (newest,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM labels").fetchone()
     rows, when = judged(HERE, model, newest)
     said = audit.estimate(rows)

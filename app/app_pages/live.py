@@ -19,9 +19,10 @@ words, field, visitor = st.session_state.words, site.Field.here(), st.session_st
 @st.dialog(words["live.form"])
 def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
     try:
-        st.image(field.call("GET", f"/frame/{frame}.jpg").body, width=320)
-    except AgriKDError as error:
+        st.image(field.call("GET", f"/frame/{frame}.jpg?hold=true").body, width=320)
+    except AgriKDError as error:  # nobody judges what he does not see
         st.warning(literal(error))
+        return
     named = {**{name: labels.get(name, name) for name in classes}}
     named |= {UNSURE: words["live.form_unsure"], NOT_A_PLANT: words["live.form_not_a_plant"]}
     with st.form(f"label-{frame}", border=False):  # else it would keep what was chosen for another frame and not saved
@@ -40,7 +41,7 @@ def judge(frame: int, classes: list[str], labels: dict[str, str]) -> None:
     if st.button(words["live.ask"]):
         try:
             field.ask_teacher(visitor, frame)
-            st.info(words["live.asked"])
+            st.info(words["live.asked"].format(frame=frame))
         except AgriKDError as error:
             st.error(literal(error))
     if done and not label:

@@ -118,19 +118,24 @@ def choose(asked: str, frame: int) -> None:
 def skip(asked: str, frame: int) -> None:
     if asked == question():
         state.review_skipped.add(frame)
+        state.review_done.append((frame, None))
         ask_next(state.review_queue[1:])
 
 
 def undo(asked: str) -> None:
-    """Take back the last."""
+    """Take back the last label, or the last skip."""
     if asked != question():
         return
     frame, key = state.review_done[-1]
-    if say(Label(uuid.uuid4().hex, frame, WITHDRAWN, state.get("review_who", ""), time.time(), REVIEW, key)):
-        state.review_done.pop()
-        with field.records() as db:
-            again = kept.of_frame(db, frame)
-        ask_next([again, *state.review_queue] if again else state.review_queue)
+    who = state.get("review_who", "")
+    if key is None:
+        state.review_skipped.discard(frame)
+    elif not say(Label(uuid.uuid4().hex, frame, WITHDRAWN, who, time.time(), REVIEW, key)):
+        return
+    state.review_done.pop()
+    with field.records() as db:
+        again = kept.of_frame(db, frame)
+    ask_next([again, *state.review_queue] if again else state.review_queue)
 
 
 def undo_button() -> None:
@@ -162,7 +167,8 @@ def buttons(one: Kept, labels: dict[str, str]) -> None:
         text, args = literal(named(name, labels)), (asked, one.frame, name)
         st.button(text, key=f"label-{asked}-{name}", shortcut=key, width="stretch", on_click=judge, args=args)
 
-    classes = one.student.classes if one.student else one.teacher.classes if one.teacher else ()
+    answer = one.student or one.teacher
+    classes = answer.classes if answer and not answer.number else ()  # the bins of a number are no classes
     for place, name in enumerate(classes[:MOST_BUTTONS]):
         button(name, str(place + 1) if place < 9 else None)
     if rest := classes[MOST_BUTTONS:]:
@@ -266,13 +272,15 @@ def export() -> None:
 title, own_name = st.columns([3, 2], vertical_alignment="bottom")
 title.title(words["review.title"])
 if visitor.reviews and not visitor.name:
-    own_name.text_input(words["review.who"], key="review_who", max_chars=100)
+    state.setdefault("review_who", state.get("who", ""))  # what a page's boxes hold is forgotten with the page
+    state.who = own_name.text_input(words["review.who"], key="review_who", max_chars=100)
 state.setdefault("review_skipped", set())
 state.setdefault("review_done", [])
 state.setdefault("review_keys", {})
 state.setdefault("review_turn", 0)
 state.setdefault("review_opened", None)
-st.pills(
+state.setdefault("review_kinds", state.get("review_shown", []))
+state.review_shown = st.pills(
     words["review.kinds"],
     list(kinds),
     selection_mode="multi",
@@ -289,11 +297,12 @@ try:
             st.warning(words["review.absent"].format(frame=absent))
         if state.pop("review_meanwhile", False):
             st.warning(words["review.meanwhile"])
-        st.text(words["review.progress"].format(done=len(state.review_done), left=len(state.review_queue)))
+        judged = sum(key is not None for _, key in state.review_done)
+        st.text(words["review.progress"].format(done=judged, left=len(state.review_queue)))
         if state.review_queue:
             show(state.review_queue[0])
         else:
-            st.info(words["review.empty"])
+            st.info(words["review.empty_but_skipped" if state.review_skipped else "review.empty"])
             if state.review_done and visitor.reviews:
                 undo_button()
     if visitor.reviews:

@@ -13,7 +13,7 @@ from serve_kit import CLASSES, SPEC, opinion, recording, rows_here, until
 
 from agrikd.device.desk import Desk
 from agrikd.device.recorder import Recorder
-from agrikd.device.watch import Ring, Shown
+from agrikd.device.watch import Ring, Shown, Watch
 from agrikd.records import NOT_A_PLANT, Label, Opinion, Seen
 from agrikd.types import Calibration, ModelSpec, Scale
 
@@ -24,7 +24,7 @@ class Looking:
     """A camera's loop as the desk knows it, with the frames that somebody looks at."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self.eye, self.ring = SimpleNamespace(name="north"), Ring()
+        self.eye, self.ring, self._on_hold = SimpleNamespace(name="north"), Ring(), Ring()
         self._recorder = recorder
         self.newest: Shown | None = None
         self.kept: list[tuple[int, str]] = []
@@ -37,6 +37,8 @@ class Looking:
         self.ring.add(self.newest)
         return seen.id
 
+    held = Watch.held
+
     def keep(self, shown: Shown, why: str) -> None:
         self.kept.append((shown.seen.id, why))
 
@@ -48,7 +50,7 @@ class Looking:
 def looking(tmp_path: Path) -> Iterator[tuple[Looking, Desk]]:
     with recording(tmp_path) as recorder:
         watch = Looking(recorder)
-        yield watch, Desk({"north": watch}, recorder)  # type: ignore[dict-item]
+        yield watch, Desk({"north": watch}, recorder, asks=True)  # type: ignore[dict-item]
 
 
 def second(desk: Desk, frame: int, said: Opinion, spec: ModelSpec) -> dict[str, Any]:
@@ -93,6 +95,26 @@ def test_how_often_the_candidates_hold_the_truth_is_said(looking: tuple[Looking,
         watch.see(opinion(), replace(SPEC, calibration=calibration))
         said = desk.verbs["next"]({"camera": "north", "after": 0})[0]
         assert said["coverage"] == (calibration and 0.8) and said["scale"] is None
+
+
+def test_there_is_nobody_to_ask_without_a_teacher(looking: tuple[Looking, Desk], tmp_path: Path) -> None:
+    watch, desk = looking
+    frame = watch.see(opinion(), SPEC)
+    alone = Desk({"north": watch}, watch._recorder, asks=False)  # type: ignore[dict-item]
+    assert "there is no teacher" in alone.verbs["ask"]({"frame": frame})[0]["failed"] and watch.kept == []
+    assert desk.verbs["ask"]({"frame": frame})[0] == {"done": True} and watch.kept == [(frame, "button")]
+
+
+def test_what_is_on_hold_can_be_judged_when_the_ring_has_lost_it(looking: tuple[Looking, Desk]) -> None:
+    watch, desk = looking
+    first, second = watch.see(opinion(), SPEC), watch.see(opinion(), SPEC)
+    said, jpeg = desk.verbs["hold"](first)
+    assert said == {"frame": first} and jpeg == b"\xff\xd8"
+    watch.ring = Ring()
+    assert desk.verbs["frame"](second)[0] == {"absent": True}
+    for number, frame in enumerate((first, second)):
+        said = desk.verbs["label"](asdict(Label(f"key-{number}", frame, CLASSES[0], "Ana", 1.8e9)))[0]
+        assert said.keys() == ({"done"} if frame == first else {"failed"})
 
 
 def test_a_label_is_a_class_and_no_bin_of_a_number(looking: tuple[Looking, Desk]) -> None:

@@ -18,7 +18,7 @@ from device.test_recorder import rows, settled
 from agrikd.device.camera import Frame
 from agrikd.device.recorder import Bounds, Recorder
 from agrikd.device.schedule import Schedule
-from agrikd.device.watch import Eye, Keeping, Ring, Shown, Smoothing, Watch
+from agrikd.device.watch import Eye, Keeping, Ring, Shown, Smoothing, Watch, _rate
 from agrikd.records import Opinion, Place, Seen
 from agrikd.types import ModelSpec
 
@@ -134,6 +134,52 @@ def test_outside_its_hours_it_rests_unless_somebody_watches(recorder: Recorder) 
     assert watch.next(0, 5.0)
     watch.stop.set()
     watch.join(10)
+
+
+def test_what_is_seen_because_somebody_watches_is_no_part_of_the_audit(recorder: Recorder) -> None:
+    """A picture a day is wanted; the others are there for who looks, and no later one waits because of them."""
+    one, last = StandIn([SAID] * 50), []
+
+    class Seldom(Schedule):
+        def due(self, now: float, before: float | None) -> bool:
+            last.append(before)
+            return one.asked in (0, 30)
+
+    eye = Eye("row-7", one, Place(), Seldom(every_s=86_400.0))  # type: ignore[arg-type]
+    watch = Watch(eye, one, recorder, Keeping(1.0), False)  # type: ignore[arg-type]
+    watch.next(0, 0.0)
+    watch.start()
+    assert one.waiting.wait(20)
+    watch.stop.set()
+    watch.join(10)
+    settled(recorder)
+    drawn = [row["id"] for row in rows(recorder.folder, "frames") if row["audit"] is not None]
+    assert drawn == [1, 31] and set(last) == {-math.inf, 1.8e9, 1.8e9 + 30}
+    assert watch.health()["every_s"] == 86_400.0
+
+
+def test_a_camera_that_gives_nothing_more_has_no_rate() -> None:
+    times = [float(t) / 10 for t in range(60)]
+    assert _rate(times, 5.9) == _rate(times, 6.1) == pytest.approx(10)
+    assert _rate(times, 12.0) == pytest.approx(5, abs=0.3) and _rate(times, 3600.0) < 0.05
+    assert _rate([1.0], 1.0) == _rate([], 1.0) == 0
+
+
+def test_a_frame_on_hold_outlives_the_ring(recorder: Recorder) -> None:
+    watch = Watch(None, None, recorder, Keeping(), False)  # type: ignore[arg-type]
+
+    def seen(number: int) -> Shown:
+        return Shown(Seen(number, 0.0, "c"), bytes(2**20), None, None, None)
+
+    for number in range(100):
+        watch.ring.add(seen(number))
+        if number in (5, 6, 50):
+            assert watch.held(number, hold=True)
+    assert [n for n in range(100) if watch.held(n)] == [5, 6, 50, *range(68, 100)]
+    watch.held(5, hold=True)
+    for number in range(80, 94):
+        watch.held(number, hold=True)
+    assert [n for n in range(68) if watch.held(n)] == [5, 50]  # the last sixteen
 
 
 def test_smoothing_is_an_exponential_mean_over_time_and_begins_anew_with_a_model() -> None:

@@ -117,7 +117,7 @@ def test_labels_from_a_browser_train_a_student(folder: Path, tmp_path: Path) -> 
                 name = truth(number)
                 frame, number = pressed(page, frame, KEYS[name], name)
         button(page, frame, truth(number)).click()
-        page.get_by_text(f"{FRAMES} judged now, 0 waiting").wait_for()
+        page.get_by_text(f"{FRAMES} judged now, 0 more in this round").wait_for()
         settled(page)
         page.get_by_text("The labels as next season").click()
         page.get_by_role("button", name="Prepare photos for training").click()
