@@ -112,7 +112,8 @@ def begin(store: Store, envelope: bytes, release: Release) -> None:
         raise StorageError(f"{said}\n    → pack a smaller one; what serves and what did before are kept")
     if shutil.disk_usage(store.folder).free < needed:
         said = f"{store.folder}: {release.name} needs {needed / 1e6:.0f} MB"
-        raise StorageError(f"{said}, and so much is not free\n    → free some space")
+        mend = "free some space, or keep fewer pictures: records: {quota_gb: …, free_gb: …} in agent.yaml"
+        raise StorageError(f"{said}, and so much is not free\n    → {mend}")
     files.write_bytes(store.folder / "incoming" / "release.dsse", envelope)
     store.move("RECEIVING", release=release.id, back="", attempts=0, reason="")
 

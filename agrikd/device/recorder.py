@@ -79,11 +79,11 @@ class Recorder:
         self._db: sqlite3.Connection | None = None
         self._inode = self._rows = self._kept_bytes = 0
         self._last_id: int | None = None
-        try:
-            self._opened()
-        except (AgriKDError, sqlite3.Error, OSError) as error:
-            self._say(str(error))
+        if (folder / records.DATABASE).exists():
             self._last_id = opening.last_id(folder)
+        if self._last_id is None:
+            self._open()
+        # else the thread does: large records take a minute to look through, for which frames wait and no start does
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -213,6 +213,7 @@ class Recorder:
     # The thread
 
     def _run(self) -> None:
+        self._open()
         while (batch := self._next_batch()) is not None:
             wait_s = 0.0
             try:
@@ -333,6 +334,14 @@ class Recorder:
         return bool(gone)
 
     # Opening
+
+    def _open(self) -> None:
+        try:
+            self._opened()
+        except (AgriKDError, sqlite3.Error, OSError) as error:
+            self._say(str(error))
+            if self._last_id is None:
+                self._last_id = opening.last_id(self.folder)
 
     def _opened(self) -> sqlite3.Connection:
         """The database. One that is no longer where it was is opened anew, one that the disk has damaged is set aside:

@@ -59,10 +59,11 @@ class Second:
         patience = Patience()
         while True:
             try:
-                asked = self.step()
-                patience.worked()
-                self._say("")
-                time.sleep(0 if asked else _IDLE_S)
+                if self.step():
+                    patience.worked()
+                    self._say("")
+                else:  # which says nothing of a teacher that has just failed
+                    time.sleep(_IDLE_S)
             except (AgriKDError, OSError, sqlite3.Error) as error:
                 self._say(str(error))
                 self._pause(patience.failed(error))

@@ -113,6 +113,8 @@ class Serving:
             try:
                 self._serving[1].watch()
             except DeviceError as error:
+                if time.monotonic() - self._served_at > _LIVED_S:
+                    self._failures = 0
                 self._count(self._serving[0], str(error))
                 self._serving = None
         if not self._starting:
@@ -139,8 +141,6 @@ class Serving:
         """A failure; the next start waits twice as long."""
         console.say(f"{name}: {why}")
         self._log(name, why)
-        if time.monotonic() - self._served_at > _LIVED_S:
-            self._failures = 0
         if name == self._wanted:
             self._failures, self._why = self._failures + 1, why
             self._not_before = time.monotonic() + min(0.5 * 2**self._failures, _LONGEST_PAUSE_S)

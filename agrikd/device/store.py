@@ -35,9 +35,11 @@ PENDING: tuple[Phase, ...] = ("VERIFIED", "PREPARED", "TRIAL")
 """What the agent goes on with by itself."""
 _LOG_BYTES = 2**20
 SETTINGS = "agent.yaml"
+"""May be written before there is a store."""
 OF_THE_APP = ("access.json", "access.key", ".streamlit")
 """What people may have put there for the app before there was a device."""
-"""May be written before there is a store."""
+_OF_A_DISK = ("lost+found", "records")
+"""Of one that is mounted there, and where another is mounted for the records."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Store:
     """The folder of a device; made where it is not there."""
 
     def __init__(self, folder: Path) -> None:
-        others = {path.name for path in folder.iterdir()} - {SETTINGS, *OF_THE_APP} if folder.is_dir() else set()
-        if others and "trust" not in others:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if names - {SETTINGS, *OF_THE_APP, *_OF_A_DISK} and "trust" not in names:
             raise InputError(Problem(str(folder), "holds other things than a device's store", "name an empty folder"))
         self.folder = folder
         self.socket = folder / "agent.sock"

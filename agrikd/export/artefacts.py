@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -107,9 +109,17 @@ def _outdated(reference: Path, run: Run, spec: ModelSpec) -> bool:
 
 
 def photos(manifest: Manifest, count: int) -> Photos:
-    """The first photos of test, then val, then train."""
-    rows = [row for split in ("test", "val", "train") for row in manifest.indices(split)]
+    """Photos of test, then val, then train, in each the classes in turn: a manifest may be in the order of its classes,
+    and what a net finds large or hard in one of them the others do not show."""
+    rows = [row for split in ("test", "val", "train") for row in _classes_in_turn(manifest, manifest.indices(split))]
     return Photos.at([manifest.file(row) for row in rows[:count]])
+
+
+def _classes_in_turn(manifest: Manifest, rows: Sequence[int]) -> list[int]:
+    of_class = defaultdict(list)
+    for row in rows:
+        of_class[manifest.rows[row].target].append(row)
+    return [row for turn in zip_longest(*of_class.values()) for row in turn if row is not None]
 
 
 def _spread(manifest: Manifest) -> Photos:

@@ -77,14 +77,17 @@ class EngineCache:
             head, _, plan = path.read_bytes().partition(b"\n")
             if json.loads(head) != self._record(key, plan):
                 return None
-            self._use(path)
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):  # a disk that may not be written
+            self._use(path)
         return plan
 
     def keep(self, key: EngineKey, plan: bytes) -> None:
-        """Write an engine whole, and forget those that were not used for longest."""
+        """Write an engine whole; forget those that were not used for longest, and what a kill left of writing it."""
         path = self.path(key)
+        for left in self.folder.glob(f".{path.name}.*"):
+            left.unlink(missing_ok=True)
         files.write_bytes(path, json.dumps(self._record(key, plan)).encode() + b"\n" + plan)
         for old in self._use(path)[_KEPT - 1 :]:
             old.unlink(missing_ok=True)

@@ -279,6 +279,16 @@ def test_a_store_elsewhere_goes_into_unit_and_command(board: Board) -> None:
     current = board.tree / "opt/agrikd/0.1.0"
     assert "ReadWritePaths=/data/models\n" in (current / "agrikd-agent.service").read_text()
     assert "--store /data/models " in (current / "agrikd-device").read_text()
+    assert " store=/data/models prefix=/opt/agrikd patience=60\n" in (current / "provision.sh").read_text()
+
+
+def test_a_unit_that_somebody_changed_is_written_again_and_the_agent_started_by_it(board: Board) -> None:
+    unit = board.tree / "opt/agrikd/0.1.0/agrikd-agent.service"
+    whole = unit.read_text()
+    unit.write_text(whole.replace("Restart=", "#Restart="))
+    done = board.provision()
+    assert done.returncode == 0 and unit.read_text() == whole
+    assert "[done] agrikd 0.1.0 answers" in done.stdout, done.stdout
 
 
 def test_what_is_refused(board: Board, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from agrikd import files, records
+from agrikd.device import opening
 from agrikd.device import recorder as recorders
 from agrikd.device.recorder import Bounds, Recorder
 from agrikd.errors import InputError, StorageError
@@ -53,6 +54,22 @@ def recording(folder: Path, bounds: Bounds = LOOSE) -> Iterator[Recorder]:
         yield recorder
     finally:
         recorder.stop()
+
+
+def test_large_records_hold_up_no_start_and_no_frame_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking through gigabytes on a slow card takes minutes, in which cameras and model are at work."""
+    with recording(tmp_path) as recorder:
+        first = recorder.frame(seen(), (said(), SPEC))
+        settled(recorder)
+    looked, checked = threading.Event(), opening.checked
+    monkeypatch.setattr(opening, "checked", lambda folder: looked.wait(20) and checked(folder))
+    with recording(tmp_path) as recorder:
+        more = [recorder.frame(seen(), (said(), SPEC), ("doubt", b"jpeg")) for _ in range(5)]
+        assert [one.id for one in more] == [first.id + n for n in range(1, 6)] and count(tmp_path, "frames") == 1
+        looked.set()
+        settled(recorder)
+        assert recorder.label(Label("k", more[-1].id, "rust", "Ana", 6.0)) and recorder.dropped == 0
+    assert count(tmp_path, "frames") == 6 and count(tmp_path, "pictures") == 5
 
 
 def count(folder: Path, table: str) -> int:

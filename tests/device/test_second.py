@@ -339,6 +339,26 @@ def test_a_frame_that_the_teacher_stumbles_over_keeps_up_no_other(
     assert agent.frames == [*frames[1:], frames[0]]
 
 
+def test_one_frame_that_fails_again_and_again_is_sent_ever_less_often(
+    odd: Any, recorder: Recorder, agent: Agent, make: Callable[..., Second], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(recorder, 1, LEAF, "doubt")
+    settled(recorder)
+    second, pauses = make(odd.url), list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(second, "_pause", pause)
+    for _ in range(7):
+        odd.answers.put((500, {}))
+    with pytest.raises(KeyboardInterrupt):
+        second.run()
+    assert all(2**n / 2 <= one <= 2**n for n, one in enumerate(pauses[:6])) and 30 <= pauses[6] <= 60
+
+
 def test_an_agent_that_cannot_record_is_told_again(
     url: str, recorder: Recorder, agent: Agent, folder: Path, make: Callable[..., Second]
 ) -> None:

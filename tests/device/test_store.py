@@ -63,6 +63,14 @@ def test_a_folder_with_other_things_is_no_store(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".ssh"]
 
 
+def test_a_disk_of_its_own_may_become_a_store(tmp_path: Path) -> None:
+    for name in ("lost+found", "records"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "agent.yaml").write_text("device: north\n")
+    Store(tmp_path)
+    assert (tmp_path / "lost+found").is_dir() and (tmp_path / "trust").is_dir()
+
+
 def test_only_what_a_writer_leaves_is_tidied(device: Device) -> None:
     held = device.store.folder
     for name in (".ssh", ".profile", ".state.json.x1", ".current", "blobs/.tmp", "releases/.gone"):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from agrikd import files, image, known
 from agrikd.cli import app
 from agrikd.data import manifest as manifests
+from agrikd.data.manifest import Manifest, Row
 from agrikd.errors import ParityError
 from agrikd.export import artefacts, fp16, int8, lint
 from agrikd.predict.ort import OrtPredictor
@@ -93,9 +94,22 @@ def test_photos_are_not_held_in_memory(run: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(image, "decode", lambda data, where: read.append(where) or decode(data, where))
     some, spread = artefacts.photos(manifest, 8), artefacts._spread(manifest)
     assert (len(some), len(spread), read) == (8, 42, [])
-    np.testing.assert_array_equal(some[3], manifest.photo(manifest.indices("test")[3]))
+    first = [next(i for i in manifest.indices("test") if manifest.rows[i].target == name) for name in manifest.classes]
+    np.testing.assert_array_equal(some[1], manifest.photo(first[1]))
     np.testing.assert_array_equal(spread[-1], manifest.photo(manifest.indices("train")[-1]))
     assert len(read) == 4
+
+
+def test_photos_are_of_all_classes_though_the_manifest_is_in_their_order(tmp_path: Path) -> None:
+    rows = [Row(f"{name}/{n}.jpg", name, "test") for name in "abc" for n in range(50)]
+    rows += [Row(f"v/{n}.jpg", "a", "val") for n in range(3)]
+    seen: list[str] = []
+    for number in (6, 151):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(artefacts.Photos, "at", lambda paths: seen.extend(f"{p.parent.name}{p.stem}" for p in paths))
+            artefacts.photos(Manifest(tuple(rows), tmp_path), number)
+    assert seen[:6] == ["a0", "b0", "c0", "a1", "b1", "c1"]
+    assert len(set(seen[6:])) == 151 and seen[-1] == "v0"
 
 
 def test_what_is_dropped_is_recorded_with_its_reason(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

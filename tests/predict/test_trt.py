@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -126,6 +127,28 @@ def test_engines_that_are_used_are_kept(tmp_path: Path) -> None:
         os.utime(cache.path(key), (number, number))
         cache.find(keys[0])
     assert [cache.find(key) is not None for key in keys] == [True, False, False, *[True] * (KEPT - 1)]
+
+
+def test_on_a_disk_that_may_not_be_written_an_engine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    cache = EngineCache(tmp_path)
+    cache.keep(KEY, b"plan")
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.find(KEY) == b"plan"
+
+
+def test_what_a_kill_left_of_an_engine_goes_with_the_next(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path)
+    other = dataclasses.replace(KEY, artefact="other")
+    for key in (KEY, other):
+        (tmp_path / f".{cache.path(key).name}.a1b2.engine").write_bytes(b"half")
+    cache.keep(KEY, b"plan")
+    assert [path.name[: len(cache.path(other).name) + 1] for path in tmp_path.glob(".*")] == [
+        f".{cache.path(other).name}"
+    ]
+    assert cache.find(KEY) == b"plan"
 
 
 def test_after_the_clock_went_back_a_new_engine_and_one_in_use_are_kept(tmp_path: Path) -> None:
