@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,13 @@ from agrikd.types import Image, Prediction
 
 _L4T, _MODEL, _MACHINE = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model"), Path("/etc/machine-id")
 
+_ODD, _AGAIN_S = 30, 60.0
+"""Answers in a row that are no numbers, before the engine is given up; when one that was given up is tried again."""
+
+
+class UnfitError(DeviceError):
+    """An engine that will never answer here."""
+
 
 class Engine:
     """A loaded engine with its memory on the device: float32 inputs and outputs of fixed shapes, by name."""
@@ -41,7 +50,7 @@ class Engine:
             raise DeviceError(f"TensorRT does not start: {error}") from None
         self._cuda_engine = self._runtime.deserialize_cuda_engine(plan)
         if self._cuda_engine is None:
-            raise DeviceError("TensorRT does not load the engine")
+            raise UnfitError("TensorRT does not load the engine")
         self._context = self._cuda_engine.create_execution_context()
         if self._context is None:
             raise DeviceError("TensorRT gives no context for the engine: there may be too little memory")
@@ -58,7 +67,7 @@ class Engine:
     def _bind(self, trt: Any, name: str) -> None:
         shape = tuple(self._cuda_engine.get_tensor_shape(name))
         if self._cuda_engine.get_tensor_dtype(name) != trt.float32 or min(shape) < 1:
-            raise DeviceError(f"the tensor {name} of the engine is not float32 of a fixed shape, but {shape}")
+            raise UnfitError(f"the tensor {name} of the engine is not float32 of a fixed shape, but {shape}")
         values = host_array(shape)
         address = self._cuda.allocate(values.nbytes)
         if not self._context.set_tensor_address(name, address):
@@ -116,6 +125,7 @@ class TrtPredictor:
         self._building: Build | None = None
         self.built: Build | None = None
         self._why: str | None = None
+        self._odd, self._again_at = 0, math.inf
         self._open()
 
     @property
@@ -156,46 +166,65 @@ class TrtPredictor:
             return self._standby([one])[0]
         try:
             said = self._engine(image=as_input(one, self.spec))
-            if not np.isfinite(said["logits"]).all():
+            if np.isfinite(said["logits"]).all():
+                self._odd = 0
+                return decode(said["logits"], said["embedding"], [one], self.spec)[0]
+            self._odd += 1
+            if self._odd >= _ODD:
                 raise DeviceError("the engine's logits are not finite numbers")
-            return decode(said["logits"], said["embedding"], [one], self.spec)[0]
         except DeviceError as error:
-            self._fail(str(error))
-            return self._standby([one])[0]
+            self._give_up(str(error))
+        return self._standby([one])[0]
 
     def _open(self) -> None:
-        """Load the engine that is there, or begin to build one."""
+        """Look for TensorRT and what engines depend on, and then for the engine."""
         try:
             self._trt = importlib.import_module("tensorrt")
             self._cuda = Cuda.open()
             self._key = self._key_of_this_device()
-            if (plan := self._cache.find(self._key)) is not None:
-                self._load_again(plan)
-            if self._engine is None:
-                self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
         except (ImportError, OSError, DeviceError) as error:
             self._fail(str(error))
+        else:
+            self._find()
 
-    def _load_again(self, plan: bytes) -> None:
-        """An engine that was there; one that may not answer is built anew."""
+    def _find(self) -> None:
+        """Load the engine that is there, or begin to build one."""
+        try:
+            plan = self._cache.find(self._key)
+            if plan is None or not self._fits(plan):
+                self._building = self.built = Build(self._path, self._key, self._cache, self._limits)
+        except (OSError, DeviceError) as error:
+            self._fail(str(error))
+
+    def _fits(self, plan: bytes) -> bool:
+        """Whether an engine that was there answers from now on, or as soon as the device has room for it."""
         try:
             self._load(plan)
-        except DeviceError as error:
+        except UnfitError as error:
             console.say(f"{self._path.name}: {error}; it is built anew")
+            return False
+        except DeviceError as error:
+            self._give_up(str(error))
+        return True
 
     def _load(self, plan: bytes) -> None:
-        """Let an engine answer from now on; where it may not, it is forgotten with a `DeviceError`."""
+        """Let an engine answer from now on; one that may not is forgotten. Raises `DeviceError`."""
         try:
             self._engine = engine = Engine(self._trt, self._cuda, plan)
             if self._doubt and (why := self._doubt(lambda one: engine(image=as_input(one, self.spec))["logits"][0])):
-                raise DeviceError(why)
-        except DeviceError:
+                raise UnfitError(why)
+        except DeviceError as error:
             self._drop()
-            self._cache.forget(self._key)
+            if isinstance(error, UnfitError):
+                self._cache.forget(self._key)
             raise
 
     def _adopt(self) -> None:
-        """Take over from ONNX Runtime when the build has ended well."""
+        """Take over from ONNX Runtime when the build has ended well, or the device may have room again."""
+        if time.monotonic() >= self._again_at:
+            self._again_at = math.inf
+            self._find()
+            return
         build = self._building
         if build is None or not build.done.is_set():
             return
@@ -206,8 +235,15 @@ class TrtPredictor:
             return
         try:
             self._load(plan)
-        except DeviceError as error:
+        except UnfitError as error:
             self._fail(str(error))
+        except DeviceError as error:
+            self._give_up(str(error))
+
+    def _give_up(self, why: str) -> None:
+        """For a minute: the device may have been out of memory."""
+        self._fail(why)
+        self._odd, self._again_at = 0, time.monotonic() + _AGAIN_S
 
     def _fail(self, why: str) -> None:
         self._drop()
