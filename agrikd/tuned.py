@@ -36,11 +36,17 @@ _MIRRORS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))
 Probabilities = NDArray[np.float64]
 
 
-def out_of_fold(net: TimmNet, loader: Loader, target: NDArray[np.int64], fold: NDArray[np.int64]) -> Probabilities:
+def out_of_fold(
+    net: TimmNet,
+    loader: Loader,
+    target: NDArray[np.int64],
+    fold: NDArray[np.int64],
+    what: str = "tune on the other folds",
+) -> Probabilities:
     """[N, C] class probabilities of the loader's N rows, each by a net that was tuned on the other folds.
 
-    net: an EfficientNet of timm, which stays as it is. target: classes [N]. fold: [N]. Raises `TrainingError` where a
-    fold's loss is not finite.
+    net: an EfficientNet of timm, which stays as it is. target: classes [N]. fold: [N], whose numbers are the seeds.
+    what: as the progress is called. Raises `TrainingError` where a fold's loss is not finite.
     """
     maps = _Maps(net, loader)
     kept = files.cache_folder() / "tuned" / _key(maps, target, fold)
@@ -53,7 +59,7 @@ def out_of_fold(net: TimmNet, loader: Loader, target: NDArray[np.int64], fold: N
         else:
             said[fold == number] = known
     steps = {number: _steps(int((fold != number).sum())) for number in left}
-    with console.job("tune on the other folds", sum(steps.values())) as advance:
+    with console.job(what, sum(steps.values())) as advance:
         done = 0
         for number in left:
             top = _top(net, said.shape[1], number)
