@@ -82,11 +82,11 @@ def look(
         why = f"right in {first.accuracy:.0%}, and many that it suspects are not wrong: a better one is tuned for up to"
         return replace(first, left_out=f"labels: looked at by a linear model, {why} {_MOST_TUNED} photos")
     console.say(f"labels: a linear model is right in {first.accuracy:.0%} of {len(rows)} photos; a better one is tuned")
-    said = [
+    tuned_say = [
         tuned.out_of_fold(net, loader, target, one, f"tune on the other folds, {number} of {_TUNINGS}")
         for number, one in enumerate(_halved(fold), start=1)
     ]
-    return _denied(np.stack(said).mean(0), target, _LEAST_OWN_TUNED, f"{_NET.timm}, tuned")
+    return _denied(np.stack(tuned_say).mean(0), target, _LEAST_OWN_TUNED, f"{_NET.timm}, tuned")
 
 
 def _halved(fold: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -359,7 +359,7 @@ def verdicts(db: sqlite3.Connection, without: Collection[str] = ()) -> dict[int,
 
 def last_word(said: Iterable[Label]) -> Label | None:
     """Of a frame's labels in their order: the last that was not taken back. "Unsure" takes back what the same person
-    said before, and nobody else's word."""
+    said before, and nobody else's word; those who gave no name count as one."""
     stand: list[Label] = []
     for one in said:
         if one.label == WITHDRAWN:

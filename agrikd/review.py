@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ Kind = Literal["disagreement", "doubt", "not a plant", "random"]
 KINDS: tuple[Kind, ...] = ("disagreement", "doubt", "not a plant", "random")
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 _SHOWN = 20
-_AT_ONCE, _LOOK_AT = 100, 20_000
-"""Pictures that are read together; those that were not drawn at random and are asked about, the newest."""
+_AT_FIRST, _AT_ONCE, _LOOK_AT = 200, 5000, 20_000
+"""Pictures that are read together at first, and then; and at most: the newest, or of random ones as many of them."""
 
 
 def queue(
@@ -47,7 +47,7 @@ def queue(
         offered.add(one.sha256)
         return True
 
-    drawn = list(islice(filter(wanted, _drawn(db)), most))
+    drawn = list(islice(filter(wanted, _drawn(db)), most)) if "random" in kinds else []
     waiting: dict[Kind | None, list[Kept]] = {kind: [] for kind in KINDS}
     for one in filter(wanted, _chosen(db)):
         if len(same := waiting[kind_of(one)]) < most:
@@ -67,8 +67,9 @@ def _drawn(db: sqlite3.Connection) -> Iterator[Kept]:
     judged = _judged(db, True)
     frames = [row["frame"] for row in _pictures(db, "WHERE audit IS NOT NULL") if row["sha256"] not in judged]
     frames.sort(key=lambda frame: hashlib.sha256(str(frame).encode()).digest())
-    for start in range(0, len(frames), _AT_ONCE):
-        some = frames[start : start + _AT_ONCE]
+    bounds = 0, _AT_FIRST, *range(_AT_ONCE, _LOOK_AT + 1, _AT_ONCE)
+    for start, end in pairwise(bounds):
+        some = frames[start:end]
         found = {one.frame: one for one in kept.of_frames(db, some)}
         yield from (found[frame] for frame in some if frame in found)
 

@@ -321,16 +321,18 @@ def test_the_page_shows_numbers_with_their_intervals(
     assert ("in 80\u00a0% of cases" in said) == known and said.count('class="bar"') == 1
 
 
-def test_one_class_beside_a_number_is_no_agreement(
-    page: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("names", [("severity", "leaf"), ("severity", "leaf", "leaf-2")])
+def test_classes_beside_a_number_are_no_agreement_of_all(
+    page: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
     classes = ModelSpec("leaf", "classification", ("rust", "healthy"), NUMBERS.input_size)
-    monkeypatch.setattr(panel, "opened", lambda path: FakePredictor(classes if path.stem == "leaf" else NUMBERS))
+    monkeypatch.setattr(panel, "opened", lambda path: FakePredictor(classes if path.stem != "severity" else NUMBERS))
     (tmp_path / "runs").mkdir()
-    for name in ("severity", "leaf"):
+    for name in names:
         (tmp_path / "runs" / f"{name}.onnx").touch()
     upload(page, picture())
-    assert shown(page).count('class="card"') == 2 and "All say the same" not in shown(page)
+    said = shown(page)
+    assert said.count('class="card"') == len(names) and "All say the same" not in said and "They differ" not in said
 
 
 @pytest.fixture

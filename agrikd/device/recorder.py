@@ -64,7 +64,8 @@ class _Entry:
 
 
 class Recorder:
-    """Writes the records in `folder`, as soon as its disk lets it; `stop` commits what is still waiting."""
+    """Writes the records in `folder`, as soon as its disk lets it; `stop` commits what is still waiting,
+    unless the disk takes long."""
 
     def __init__(self, folder: Path, bounds: Bounds = Bounds()) -> None:
         self.folder, self._bounds = folder, bounds
@@ -177,7 +178,9 @@ class Recorder:
             self._stopping = True
             self._changed.notify()
         self._thread.join(_PATIENCE_S)
-        if self._db and not self._thread.is_alive():
+        if self._thread.is_alive():
+            console.say(f"{self.folder}: {len(self._waiting)} entries are lost: the disk takes too long")
+        elif self._db:
             self._db.close()
 
     def _now(self, write: Write) -> Any:

@@ -30,12 +30,18 @@ from agrikd.types import Image, Prediction
 
 _L4T, _MODEL, _MACHINE = Path("/etc/nv_tegra_release"), Path("/proc/device-tree/model"), Path("/etc/machine-id")
 
-_ODD, _AGAIN_S = 30, 60.0
-"""Answers in a row that are no numbers, before the engine is given up; when one that was given up is tried again."""
+_PROVEN, _ODD = 1000, 30
+"""Good answers after which one that is no number is the frame's fault; so many in a row are the engine's again."""
+_AGAIN_S, _TRIES = 60.0, 3
+"""When an engine that was given up is tried again; how often one that does not load, perhaps for want of room."""
 
 
 class UnfitError(DeviceError):
     """An engine that will never answer here."""
+
+
+class NotLoadedError(DeviceError):
+    """TensorRT gave no engine, and does not say whether it is the file or the memory."""
 
 
 class Engine:
@@ -50,7 +56,7 @@ class Engine:
             raise DeviceError(f"TensorRT does not start: {error}") from None
         self._cuda_engine = self._runtime.deserialize_cuda_engine(plan)
         if self._cuda_engine is None:
-            raise UnfitError("TensorRT does not load the engine")
+            raise NotLoadedError("TensorRT does not load the engine")
         self._context = self._cuda_engine.create_execution_context()
         if self._context is None:
             raise DeviceError("TensorRT gives no context for the engine: there may be too little memory")
@@ -125,7 +131,8 @@ class TrtPredictor:
         self._building: Build | None = None
         self.built: Build | None = None
         self._why: str | None = None
-        self._odd, self._again_at = 0, math.inf
+        self._good = self._odd = self._refusals = 0
+        self._again_at = math.inf
         self._open()
 
     @property
@@ -167,10 +174,12 @@ class TrtPredictor:
         try:
             said = self._engine(image=as_input(one, self.spec))
             if np.isfinite(said["logits"]).all():
-                self._odd = 0
+                self._good, self._odd = self._good + 1, 0
                 return decode(said["logits"], said["embedding"], [one], self.spec)[0]
             self._odd += 1
-            if self._odd >= _ODD:
+            if self._good < _PROVEN:
+                self._fail("the engine's logits are not finite numbers")
+            elif self._odd >= _ODD:
                 raise DeviceError("the engine's logits are not finite numbers")
         except DeviceError as error:
             self._give_up(str(error))
@@ -215,9 +224,13 @@ class TrtPredictor:
                 raise UnfitError(why)
         except DeviceError as error:
             self._drop()
-            if isinstance(error, UnfitError):
-                self._cache.forget(self._key)
-            raise
+            self._refusals += isinstance(error, NotLoadedError)
+            if not isinstance(error, UnfitError) and self._refusals < _TRIES:
+                raise
+            self._refusals = 0
+            self._cache.forget(self._key)
+            raise UnfitError(str(error)) from None
+        self._good = self._odd = self._refusals = 0
 
     def _adopt(self) -> None:
         """Take over from ONNX Runtime when the build has ended well, or the device may have room again."""
@@ -243,12 +256,13 @@ class TrtPredictor:
     def _give_up(self, why: str) -> None:
         """For a minute: the device may have been out of memory."""
         self._fail(why)
-        self._odd, self._again_at = 0, time.monotonic() + _AGAIN_S
+        self._again_at = time.monotonic() + _AGAIN_S
 
     def _fail(self, why: str) -> None:
         self._drop()
+        if why != self._why:
+            console.say(f"{self._path.name}: {why}; ONNX Runtime answers on the CPU")
         self._why = why
-        console.say(f"{self._path.name}: {why}; ONNX Runtime answers on the CPU")
 
     def _drop(self) -> None:
         if self._engine is not None:

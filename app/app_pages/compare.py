@@ -179,7 +179,9 @@ def summed_up(answers: Sequence[panel.Answer]) -> str:
     found = panel.parties(answers)
     if sum(map(len, found.values())) < 2:
         return ""
-    if list(map(len, found.values())) == [len(answers)]:
+    if len(found) == 1 and len(next(iter(found.values()))) < len(answers):
+        return ""  # two say the same, and a number beside them nothing of the kind
+    if len(found) == 1:
         return words["compare.agree"].format(name=named(next(iter(found))))
     said = (f"{', '.join(ascii_uppercase[place] for place in places)}: {named(name)}" for name, places in found.items())
     return words["compare.differ"].format(who="; ".join(said))

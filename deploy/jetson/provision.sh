@@ -205,11 +205,11 @@ put_version_files() { # what goes forth and back with the software
 exec $prefix/current/bin/python -I -m agrikd.device --store $store "\$@"
 END
   # no pipe into put: in a process of its own it could not say what changed
-  put "$software/$version/agrikd-agent.service" 644 \
-    < <(sed "s|/var/lib/agrikd|$store|; s|/opt/agrikd|$prefix|" "$here/agrikd-agent.service")
-  put "$software/$version/provision.sh" 755 \
-    < <(sed "s|^\(wheelhouse=.*\) store=[^ ]* prefix=[^ ]* |\1 store=$store prefix=$prefix |" \
-      "$here/provision.sh") # for --rollback, far from any checkout
+  sed "s|/var/lib/agrikd|$store|; s|/opt/agrikd|$prefix|" "$here/agrikd-agent.service" >"$work/unit"
+  put "$software/$version/agrikd-agent.service" 644 <"$work/unit"
+  sed "s|^\(wheelhouse=.*\) store=[^ ]* prefix=[^ ]* |\1 store=$store prefix=$prefix |" \
+    "$here/provision.sh" >"$work/script"
+  put "$software/$version/provision.sh" 755 <"$work/script" # for --rollback, far from any checkout
   put "$software/$version/README.md" 644 <"$here/README.md"
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -181,12 +182,17 @@ def test_a_damaged_engine_is_built_anew(device: Any, model: Path, photos: list[I
 def test_an_engine_that_does_not_load_is_built_anew(
     device: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As after an update that kept its version number: the key fits and the engine does not."""
+    """As after an update that kept its version number: the key fits and the engine does not. As it may be for want of
+    memory, it is tried three times."""
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
     predictor.close()
     EngineCache(tmp_path).keep(predictor._key, b'{"tensorrt": "9.9.9"}\n')
     again = TrtPredictor(model, tmp_path)
+    for _ in range(trt._TRIES - 1):
+        assert not again.wait(0) and "does not load" in again.backend and again._again_at < math.inf
+        again._again_at = time.monotonic()
+    again.wait(0)
     assert "it is built anew" in " ".join(capsys.readouterr().err.split())
     assert again.wait(SECONDS) and again.backend == "tensorrt 10.3.0"
     again.close()
@@ -216,7 +222,8 @@ def test_whatever_fails_onnx_runtime_answers_and_says_so(
     same(predictor(photos), reference(photos))
     assert predictor.backend.startswith("onnxruntime (no engine: ") and why in predictor.backend
     assert "ONNX Runtime answers on the CPU" in " ".join(capsys.readouterr().err.split())
-    assert name == "no runtime" or not list(tmp_path.glob("*.engine")), "nothing half-built is left"
+    kept = name in ("no runtime", "load gives none")  # it may load yet
+    assert kept or not list(tmp_path.glob("*.engine")), "nothing half-built is left"
     predictor.close()
 
 
@@ -262,15 +269,20 @@ def test_an_engine_that_fails_while_it_runs(device: Any, model: Path, photos: li
 
 @pytest.mark.parametrize("off", [float("nan"), float("inf")])
 def test_an_engine_that_overflows(device: Any, model: Path, photos: list[Image], tmp_path: Path, off: float) -> None:
-    """One odd frame costs the engine nothing; one that gives no numbers at all is given up."""
+    """Of one that is new, as when it is installed, one odd frame is enough. Of one that is proven it costs nothing."""
     device.fails(off=off)
+    overflows = "onnxruntime (no engine: the engine's logits are not finite numbers)"
     predictor = TrtPredictor(model, tmp_path)
     assert predictor.wait(SECONDS)
-    same(predictor(photos[:1]), OrtPredictor(model)(photos[:1]))
-    assert predictor.backend == "tensorrt 10.3.0"
-    for _ in range(trt._ODD):
-        predictor(photos[:1])
-    assert predictor.backend == "onnxruntime (no engine: the engine's logits are not finite numbers)"
+    same(predictor(photos), OrtPredictor(model)(photos))
+    assert predictor.backend == overflows
+    predictor = TrtPredictor(model, tmp_path)
+    predictor._good = trt._PROVEN
+    for _ in range(trt._ODD - 1):
+        same(predictor(photos[:1]), OrtPredictor(model)(photos[:1]))
+        assert predictor.backend == "tensorrt 10.3.0"
+    predictor(photos[:1])
+    assert predictor.backend == overflows
 
 
 def test_a_file_that_is_not_there_is_said(device: Any, tmp_path: Path) -> None:
