@@ -96,8 +96,16 @@ def test_frames_are_judged_by_the_last_word_and_only_those_drawn_at_random(tmp_p
             records.add_opinion(db, frame, said("m", "student", 0, unknown=frame == 4))
         records.add_opinion(db, 1, said("t", "teacher", 1))
         records.add_opinion(db, 3, said("t", "teacher", 0))
-        for number, (frame, label) in enumerate([(1, "healthy"), (1, "rust"), (1, "unsure"), (4, "not_a_plant")]):
-            records.add_label(db, Label(f"click-{number:03d}", frame, label, "Ana", 2.0))
+        words = [
+            (1, "healthy", "Ana"),
+            (1, "rust", "Ana"),
+            (1, "unsure", "Ben"),
+            (3, "rust", "Ana"),
+            (3, "unsure", "Ana"),
+            (4, "not_a_plant", "Ana"),
+        ]
+        for number, (frame, label, who) in enumerate(words):
+            records.add_label(db, Label(f"click-{number:03d}", frame, label, who, 2.0))
         assert audit.judged(db) == [
             Judged("rust", True, True),
             Judged("rust", None, False),
