@@ -35,7 +35,7 @@ PENDING: tuple[Phase, ...] = ("VERIFIED", "PREPARED", "TRIAL")
 """What the agent goes on with by itself."""
 _LOG_BYTES = 2**20
 SETTINGS = "agent.yaml"
-"""May be written before there is a store."""
+"""Whose folder is meant for a device, with what lies beside it: a token, a key, a video."""
 OF_THE_APP = ("access.json", "access.key", ".streamlit")
 """What people may have put there for the app before there was a device."""
 _OF_A_DISK = ("lost+found", "records")
@@ -66,7 +66,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if names - {SETTINGS, *OF_THE_APP, *_OF_A_DISK} and "trust" not in names:
+        if names - {*OF_THE_APP, *_OF_A_DISK} and not names & {"trust", SETTINGS}:
             raise InputError(Problem(str(folder), "holds other things than a device's store", "name an empty folder"))
         self.folder = folder
         self.socket = folder / "agent.sock"

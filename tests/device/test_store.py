@@ -71,6 +71,15 @@ def test_a_disk_of_its_own_may_become_a_store(tmp_path: Path) -> None:
     assert (tmp_path / "lost+found").is_dir() and (tmp_path / "trust").is_dir()
 
 
+def test_what_agent_yaml_names_may_lie_beside_it_before_there_is_a_store(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    with pytest.raises(InputError, match="holds other things"):
+        Store(tmp_path)
+    (tmp_path / "agent.yaml").write_text("hub: {url: 'https://lab.example', token_file: token}\n")
+    Store(tmp_path)
+    assert (tmp_path / "token").read_text() == "secret\n"
+
+
 def test_only_what_a_writer_leaves_is_tidied(device: Device) -> None:
     held = device.store.folder
     for name in (".ssh", ".profile", ".state.json.x1", ".current", "blobs/.tmp", "releases/.gone"):
