@@ -87,7 +87,7 @@ KINDS = {
     "odd label": Kind(
         "Labels to look at",
         False,
-        "A model that never saw the photo is sure of another class. It may be wrong: look.",
+        "A model that never saw the photo says another class, the surest first. It may be wrong: look.",
         "correct the label in the manifest, or leave it as it is",
     ),
     "straddling moment": Kind(
